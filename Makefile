@@ -1,0 +1,51 @@
+# make run    everything a working server needs, then `edge serve`       ARGS="--config edge.toml" are passed on
+# make test   linters, types, import rules, tests                        ARGS="tests/sip -k register" are passed to pytest
+# make lint   the linters, types and import rules alone
+# make clean  removes what the above made; edge.db and the certificate stay
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS   ?=
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.installed
+	@exec $(BIN)/edge serve $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict edge
+	$(BIN)/lint-imports
+
+# The stamps are newer than pyproject.toml once its requirements are installed: a second run does nothing here.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing sip-msrp-edge into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	@echo "installing sip-msrp-edge and its test tools into $(VENV)"
+	@$(PIP) install --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "the venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find edge tests -name __pycache__ -type d -prune -exec rm -rf {} +
