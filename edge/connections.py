@@ -1,0 +1,574 @@
+"""Connection and ConnectionTable, shared by SIP and MSRP; nothing here knows either protocol.
+
+A `Connection` is one TCP, TLS, WS or WSS connection, or one UDP flow (the 5-tuple). Everything above names it by
+`id`, calls `send`, `hold`, `close` and gets its bytes through the `Handler` it was given.
+
+    bytes in   ── data_received ──► handler.receive_data(connection, data, now)
+    bytes out  send() ─► list of this turn ─► one transport.write at the end of the turn
+    full       transport.pause_writing ─► writable = False; hold(feeder) stops reading the feeder until it drains
+    end        connection_lost ─► table.remove ─► handler.handle_lost, one ConnectionFailed or ConnectionClosed event
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Protocol
+
+from edge.events import ConnectionClosed, ConnectionFailed, ConnectionOpened, ConnectionRefused, EventBus
+from edge.timers import Timed, TimerWheel
+
+log = logging.getLogger("edge.conn")
+
+Address = tuple[str, int]
+
+HIGH_WATER = 65536
+LOW_WATER = 16384
+_HALF_CLOSED_S = 32.0  # 64*T1: as long as an answer may still be due
+
+
+class Transport(IntEnum):
+    """How a connection carries messages; the numbers are those of the flow token layout."""
+
+    UDP = 0
+    TCP = 1
+    TLS = 2
+    WS = 3
+    WSS = 4
+
+    @property
+    def secure(self) -> bool:
+        return self in (Transport.TLS, Transport.WSS)
+
+    @property
+    def reliable(self) -> bool:
+        return self is not Transport.UDP
+
+    @property
+    def websocket(self) -> bool:
+        return self in (Transport.WS, Transport.WSS)
+
+
+class Handler(Protocol):
+    """What a protocol gives a connection to be fed by it. All calls are synchronous."""
+
+    def receive_data(self, connection: Connection, data: bytes, now: float) -> None: ...
+
+    def receive_eof(self, connection: Connection, now: float) -> bool:
+        """The peer sent its last byte. True keeps our direction open while `connection.uses` is above zero."""
+        ...
+
+    def handle_writable(self, connection: Connection, now: float) -> None:
+        """The send queue has drained below its low-water mark."""
+        ...
+
+    def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
+        """The connection is gone and out of the table; nothing sent to it from now on leaves."""
+        ...
+
+
+class WireCodec(Protocol):
+    """Turns one whole message into wire bytes (WebSocket framing)."""
+
+    def encode_message(self, data: bytes) -> bytes: ...
+
+    def encode_close(self, code: int) -> bytes: ...
+
+
+class Listener(Protocol):
+    """What a connection knows of the listener that accepted it."""
+
+    index: int
+    address: Address
+    advertised: Address
+
+
+class Connection(Timed):
+    """What TCP, TLS, WS, WSS connections and UDP flows have in common."""
+
+    __slots__ = (
+        "closed", "first_message", "handler", "id", "identities", "last_received", "listener", "local", "octets_in",
+        "octets_out", "opened_at", "outgoing", "registered", "remote", "source", "table", "token", "transport", "uses",
+        "writable",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        table: ConnectionTable,
+        transport: Transport,
+        remote: Address,
+        local: Address,
+        listener: Listener | None,
+        handler: Handler,
+    ) -> None:
+        self.table = table
+        self.id = table.next_id()
+        self.transport = transport
+        self.remote = remote  # the real client's, behind a PROXY header
+        self.local = local
+        self.source = remote[0]  # the key for limits per source
+        self.listener = listener
+        self.handler = handler
+        self.opened_at = self.last_received = table.now()
+        self.octets_in = self.octets_out = 0
+        self.uses = 0  # open server transactions; counted here, owned above
+        self.registered = 0  # registrations and MSRP sessions that live here; counted, not owned
+        self.closed = False
+        self.writable = True
+        self.outgoing = False
+        self.first_message = False  # a whole message has been understood
+        self.identities: tuple[str, ...] = ()  # names of a verified peer certificate
+        self.token: bytes | None = None  # the name the flow map gave it
+        self._slot = None
+
+    @property
+    def name(self) -> str:
+        """The id as operators see it: worker, boot stamp and serial number."""
+        return f"{self.table.worker}-{self.table.boot:08x}-{self.id}"
+
+    def send(self, data: bytes) -> None:
+        """Queue one whole message (or a piece of a stream); see the module's picture."""
+        raise NotImplementedError
+
+    def unsent(self) -> int:
+        """Octets queued here that the kernel has not taken yet."""
+        return 0
+
+    def hold(self, feeder: Connection) -> None:
+        """Stop reading `feeder` until this connection's queue has drained."""
+
+    def pause_reading(self) -> None:
+        """Stop reading; calls are counted."""
+
+    def resume_reading(self) -> None:
+        """Take one `pause_reading` back."""
+
+    def close(self, reason: str) -> None:
+        """End in order: what is queued still leaves."""
+        raise NotImplementedError
+
+    def fail(self, reason: str) -> None:
+        """End at once as a failure."""
+        raise NotImplementedError
+
+    def release_use(self) -> None:
+        """One use less (`uses`); the last one closes a connection whose peer has finished sending."""
+        self.uses -= 1
+
+    def handle_timer(self, now: float) -> None:
+        """The next deadline of this connection: first message, then idleness."""
+        self.table.check_deadline(self, now)
+
+
+class StreamConnection(Connection, asyncio.Protocol):
+    """One TCP, TLS, WS or WSS connection; also the asyncio protocol of its transport.
+
+    A connection we dial exists, and takes `send`, before the handshake is done.
+    """
+
+    __slots__ = (
+        "_end", "_held", "_out", "_pauses", "_transport", "codec", "half_closed", "pending_data", "queue_limit",
+        "stalled_at", "unsent_seen",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        table: ConnectionTable,
+        transport: Transport,
+        remote: Address,
+        local: Address,
+        listener: Listener | None,
+        handler: Handler,
+    ) -> None:
+        super().__init__(table, transport, remote, local, listener, handler)
+        self.codec: WireCodec | None = None
+        self.half_closed = False
+        self.queue_limit = table.send_queue  # 0 = none: the feeder is held instead
+        self.stalled_at = 0.0
+        self.unsent_seen = 0
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] | None = None
+        self._held: set[Connection] | None = None
+        self._pauses = 0
+        self._end = ""  # why we ended it ourselves; with "!" in front when that was a failure
+
+    # -- what the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        if self._pauses:
+            transport.pause_reading()
+        self.table.add(self)
+        if self._out:
+            self.table.mark_dirty(self)
+
+    def data_received(self, data: bytes) -> None:
+        now = self.last_received = self.table.now()
+        self.octets_in += len(data)
+        if not self.closed:
+            self.handler.receive_data(self, data, now)
+
+    def eof_received(self) -> bool:
+        if self.closed:
+            return False
+        keep = self.handler.receive_eof(self, self.table.now()) and self.uses > 0 and not self.transport.secure
+        if keep:
+            self.half_closed = True
+            self.table.end(self, "eof", failed=False)
+            self.table.wheel.start(self, self.table.now() + _HALF_CLOSED_S)
+        else:
+            self._end = self._end or "eof"
+        return keep
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        self.unsent_seen = 0
+        self.stalled_at = self.table.now()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        held, self._held = self._held, None
+        for feeder in held or ():
+            feeder.resume_reading()
+        if not self.closed:
+            self.handler.handle_writable(self, self.table.now())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        reason, failed = _ending(self._end, exc)
+        self.table.wheel.stop(self)
+        held, self._held = self._held, None
+        for feeder in held or ():
+            feeder.resume_reading()
+        self.table.end(self, reason, failed)
+        self._transport = None
+
+    # -- what the protocols call
+
+    def send(self, data: bytes) -> None:
+        if self.closed and not self.half_closed:
+            return
+        if self.codec is not None:
+            data = self.codec.encode_message(data)
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Queue wire bytes as they are, past the WebSocket framing."""
+        out = self._out
+        if out is None:
+            self._out = [data]
+            self.table.mark_dirty(self)
+        else:
+            out.append(data)
+
+    def flush(self) -> None:
+        """Hand what was queued in this turn to the transport, in one write."""
+        out, transport = self._out, self._transport
+        if not out or transport is None:
+            return
+        self._out = None
+        data = out[0] if len(out) == 1 else b"".join(out)
+        self.octets_out += len(data)
+        transport.write(data)
+        if not self.writable and self.queue_limit and transport.get_write_buffer_size() > self.queue_limit:
+            self.fail("send_queue")
+
+    def unsent(self) -> int:
+        queued = sum(map(len, self._out)) if self._out else 0
+        return queued + (self._transport.get_write_buffer_size() if self._transport else 0)
+
+    def hold(self, feeder: Connection) -> None:
+        if self.writable or feeder is self:
+            return
+        if self._held is None:
+            self._held = set()
+        if feeder not in self._held:
+            self._held.add(feeder)
+            feeder.pause_reading()
+
+    def pause_reading(self) -> None:
+        self._pauses += 1
+        if self._pauses == 1 and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._pauses -= 1
+        if self._pauses == 0 and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    @property
+    def reading_paused(self) -> bool:
+        """Whether somebody stopped the reading of this connection."""
+        return self._pauses > 0
+
+    def close(self, reason: str) -> None:
+        if self.closed and not self.half_closed:
+            return
+        self._end = self._end or reason
+        if self.codec is not None and not self.closed:
+            self.write(self.codec.encode_close(1001 if reason == "shutdown" else 1000))
+        self.flush()
+        self.table.end(self, reason, failed=False)
+        if self._transport is not None:
+            self._transport.close()
+
+    def fail(self, reason: str) -> None:
+        if not self.closed:
+            self._end = "!" + reason
+            self.table.end(self, reason, failed=True)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def release_use(self) -> None:
+        self.uses -= 1
+        if self.half_closed and self.uses <= 0:
+            self.close("eof")
+
+    def dial_failed(self, reason: str) -> None:
+        """The connection we were opening did not come up."""
+        self._out = None
+        self.table.end(self, reason, failed=True)
+
+    def ssl_object(self) -> ssl.SSLObject | None:
+        """The TLS session, None without TLS or after the end."""
+        return self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+
+
+def _ending(own: str, exc: Exception | None) -> tuple[str, bool]:
+    """Name the end of a connection: (reason, whether it is a failure)."""
+    if own:
+        return own.lstrip("!"), own.startswith("!")
+    if exc is None:
+        return "eof", False
+    if isinstance(exc, ssl.SSLError):
+        return "tls", True
+    if isinstance(exc, ConnectionError):
+        return "reset", True
+    return ("timed_out" if isinstance(exc, TimeoutError) else "io_error"), True
+
+
+class Limits(Protocol):
+    """The settings this module needs; `config.Limits` has them all."""
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def connections_per_source(self) -> int: ...
+    @property
+    def first_message_timeout(self) -> float: ...
+    @property
+    def idle_timeout(self) -> float: ...
+    @property
+    def stall_timeout(self) -> float: ...
+    @property
+    def send_queue(self) -> int: ...
+    @property
+    def udp_flows(self) -> int: ...
+
+
+class ConnectionTable:
+    """All live connections and UDP flows, their limits and their deadlines.
+
+    `trusted(source)` says which addresses are exempt from the limit per source.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        bus: EventBus,
+        *,
+        boot: int,
+        worker: int = 0,
+        trusted: Callable[[str], bool] = lambda source: False,
+        udp_idle: float = 180.0,
+    ) -> None:
+        self.loop = loop
+        self.now = loop.time
+        self.bus = bus
+        self.boot = boot
+        self.worker = worker
+        self.send_queue = limits.send_queue
+        self.udp_idle = udp_idle
+        self.connections: dict[int, Connection] = {}
+        self.opened = [0] * len(Transport)
+        self.closed_by_reason: dict[str, int] = {}
+        self.failed_by_reason: dict[str, int] = {}
+        self.refused_by_reason: dict[str, int] = {}
+        self.streams = 0
+        self.flows = 0
+        self.pending = 0  # accepted, not yet a connection: peeking, PROXY header, TLS handshake
+        self.wheel = TimerWheel(self.now(), tick_s=0.5, slots=8192, wake=self._start_ticking)
+        self._limits = limits
+        self._trusted = trusted
+        self._per_source: dict[str, int] = {}
+        self._serial = 0
+        self._dirty: list[StreamConnection] = []
+        self._written: set[StreamConnection] = set()
+        self._ticker: asyncio.TimerHandle | None = None
+
+    def next_id(self) -> int:
+        """A serial number that this process never gives again."""
+        self._serial += 1
+        return self._serial
+
+    def reconfigure(self, limits: Limits) -> None:
+        """Use other limits from now on; live connections stay."""
+        self._limits = limits
+        self.send_queue = limits.send_queue
+
+    # -- coming and going
+
+    def admit(self, source: str) -> str:
+        """Count a new stream from `source`; returns "" or why it is refused. Pair with `dismiss`."""
+        if self.streams + self.pending >= self._limits.connections:
+            return "connection_limit"
+        held = self._per_source.get(source, 0)
+        if held >= self._limits.connections_per_source and not self._trusted(source):
+            return "source_limit"
+        self._per_source[source] = held + 1
+        return ""
+
+    def dismiss(self, source: str) -> None:
+        """Take one `admit` back."""
+        left = self._per_source.get(source, 0) - 1
+        if left > 0:
+            self._per_source[source] = left
+        else:
+            self._per_source.pop(source, None)
+
+    def refuse(self, source: str, reason: str) -> None:
+        """Count and report something that was not let in."""
+        self.refused_by_reason[reason] = self.refused_by_reason.get(reason, 0) + 1
+        self.bus.publish(ConnectionRefused(source, reason))
+
+    def add(self, connection: Connection) -> None:
+        """Enter a connection that is ready for traffic."""
+        self.connections[connection.id] = connection
+        self.opened[connection.transport] += 1
+        if connection.transport is Transport.UDP:
+            self.flows += 1
+            self.wheel.start(connection, self.now() + self.udp_idle)
+        else:
+            self.streams += 1
+            self.wheel.start(connection, self.now() + self._limits.first_message_timeout)
+            self.bus.publish(ConnectionOpened(*self._describe(connection)))
+
+    def end(self, connection: Connection, reason: str, failed: bool) -> None:
+        """Take a connection out, once; tells its handler and the bus."""
+        if connection.closed:
+            return
+        connection.closed = True
+        self.wheel.stop(connection)
+        known = self.connections.pop(connection.id, None) is not None
+        if connection.transport is Transport.UDP:
+            self.flows -= known
+        else:
+            self.streams -= known
+            self._written.discard(connection)
+            if not connection.outgoing:
+                self.dismiss(connection.source)
+        counts = self.failed_by_reason if failed else self.closed_by_reason
+        counts[reason] = counts.get(reason, 0) + 1
+        now = self.now()
+        connection.handler.handle_lost(connection, reason, now)
+        if known and connection.transport is not Transport.UDP:
+            event = ConnectionFailed if failed else ConnectionClosed
+            self.bus.publish(event(*self._describe(connection), reason, now - connection.opened_at))
+
+    @staticmethod
+    def _describe(connection: Connection) -> tuple[str, str, str, str]:
+        return (
+            connection.name, connection.transport.name.lower(), format_address(connection.remote),
+            format_address(connection.local),
+        )  # fmt: skip
+
+    def by_name(self, name: str) -> Connection | None:
+        """Find a connection by the name operators see, None when it is gone."""
+        worker, boot, serial = (name.split("-") + ["", "", ""])[:3]
+        if worker != str(self.worker) or boot != f"{self.boot:08x}" or not serial.isdigit():
+            return None
+        return self.connections.get(int(serial))
+
+    # -- writing
+
+    def mark_dirty(self, connection: StreamConnection) -> None:
+        """Flush `connection` at the end of this turn of the loop."""
+        if not self._dirty:
+            self.loop.call_soon(self.flush)
+        self._dirty.append(connection)
+
+    def flush(self) -> None:
+        """Write out everything queued in this turn, one write for each connection."""
+        dirty, self._dirty = self._dirty, []
+        self._written.update(dirty)
+        for connection in dirty:
+            connection.flush()
+
+    # -- deadlines
+
+    def check_deadline(self, connection: Connection, now: float) -> None:
+        """A connection's timer fired: close it when it is due, else look again later."""
+        if connection.closed:
+            connection.close("eof")
+            return
+        if connection.transport is Transport.UDP:
+            due, reason = connection.last_received + self.udp_idle, "idle"
+        elif not connection.first_message and not connection.outgoing:
+            due, reason = connection.opened_at + self._limits.first_message_timeout, "no_message"
+        else:
+            due, reason = connection.last_received + self._limits.idle_timeout, "idle"
+        if due > now:
+            self.wheel.start(connection, due)
+        elif connection.transport is Transport.UDP and connection.registered:
+            self.wheel.start(connection, now + self.udp_idle)
+        else:
+            connection.close(reason)
+
+    def _start_ticking(self) -> None:
+        if self._ticker is None:
+            self._ticker = self.loop.call_later(self.wheel.tick_s, self._tick)
+
+    def _tick(self) -> None:
+        now = self.now()
+        self._ticker = self.loop.call_later(self.wheel.tick_s, self._tick) if self.connections else None
+        self.wheel.advance(now)
+        self._check_stalls(now)
+        if self._ticker is None and self.wheel.count:
+            self._start_ticking()
+
+    def _check_stalls(self, now: float) -> None:
+        for connection in list(self._written):
+            unsent = connection.unsent()
+            if not unsent:
+                self._written.discard(connection)
+                connection.unsent_seen = 0
+            elif not connection.unsent_seen or unsent < connection.unsent_seen:
+                connection.unsent_seen, connection.stalled_at = unsent, now
+            elif now - connection.stalled_at >= self._limits.stall_timeout:
+                connection.fail("stalled")
+
+    def close_all(self, reason: str) -> None:
+        """Close every connection in order."""
+        for connection in list(self.connections.values()):
+            connection.close(reason)
+
+    def stop(self) -> None:
+        """Stop the clock of this table."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+
+    def streams_of(self, handler_type: type) -> Iterable[Connection]:
+        """All connections whose handler is of `handler_type`."""
+        return (c for c in self.connections.values() if isinstance(c.handler, handler_type))
+
+
+def format_address(address: Address) -> str:
+    """Write an address and port as text, IPv6 in brackets."""
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

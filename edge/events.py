@@ -1,0 +1,175 @@
+"""What happened, as typed events, and the bus that carries them.
+
+Events are for what happens once for a connection, a flow, a session or a failure, never once for a message. Whoever
+reports one calls `EventBus.publish`; metrics, the log and the operator's hooks subscribe.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+log = logging.getLogger("edge.events")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events. `name` is what hooks and subscribers select by."""
+
+    name: ClassVar[str] = "event"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOpened(Event):
+    """A stream connection is ready for traffic (after TLS) or a UDP flow was seen first."""
+
+    name: ClassVar[str] = "connection.opened"
+    connection: str
+    transport: str
+    remote: str
+    local: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFailed(Event):
+    """A connection ended other than in order. `reason` is one of a fixed set of short words."""
+
+    name: ClassVar[str] = "connection.failed"
+    connection: str
+    transport: str
+    remote: str
+    local: str
+    reason: str
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed(Event):
+    """A connection ended in order: the peer's FIN, or our own decision, named by `reason`."""
+
+    name: ClassVar[str] = "connection.closed"
+    connection: str
+    transport: str
+    remote: str
+    local: str
+    reason: str
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRefused(Event):
+    """A connection or datagram was not taken: a limit, or first bytes that are no protocol of ours."""
+
+    name: ClassVar[str] = "connection.refused"
+    remote: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowUp(Event):
+    """A flow carries a registration for the first time."""
+
+    name: ClassVar[str] = "flow.up"
+    flow: str
+    transport: str
+    remote: str
+    local: str
+    registrations: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFailed(Event):
+    """A flow that was up is gone. Published exactly once for each `FlowUp`."""
+
+    name: ClassVar[str] = "flow.failed"
+    flow: str
+    transport: str
+    remote: str
+    local: str
+    reason: str
+    age_s: float
+    silent_s: float
+    registrations: tuple[dict[str, Any], ...] = ()
+    pending: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationChanged(Event):
+    """Bindings of an address of record changed. `change` is added, refreshed, removed or expired."""
+
+    name: ClassVar[str] = "registration.changed"
+    aor: str
+    contact: str
+    change: str
+    expires_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticationFailed(Event):
+    """Credentials were refused. `protocol` is sip or msrp; `source` is the address seen by the socket."""
+
+    name: ClassVar[str] = "auth.failed"
+    protocol: str
+    source: str
+    user: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened(Event):
+    """An MSRP session URI was issued. `session` is a short hash, never the session-id itself."""
+
+    name: ClassVar[str] = "session.opened"
+    session: str
+    user: str
+    connection: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosed(Event):
+    """An MSRP session URI is no longer valid: expired, connection lost, or closed by the operator."""
+
+    name: ClassVar[str] = "session.closed"
+    session: str
+    user: str
+    connection: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StorageChanged(Event):
+    """Storage became unusable or usable again."""
+
+    name: ClassVar[str] = "storage.changed"
+    healthy: bool
+    detail: str = ""
+
+
+E = TypeVar("E", bound=Event)
+Subscriber = Callable[[Any], None]
+
+
+@dataclass(slots=True)
+class EventBus:
+    """Deliver each event to the subscribers of its class and of `Event`.
+
+    A subscriber that raises is logged and does not stop the others.
+    """
+
+    _subscribers: dict[type[Event], list[Subscriber]] = field(default_factory=lambda: defaultdict(list))
+
+    def subscribe(self, kind: type[E], subscriber: Callable[[E], None]) -> None:
+        """Call `subscriber` with every event of exactly class `kind`; `Event` means all."""
+        self._subscribers[kind].append(subscriber)
+
+    def publish(self, event: Event) -> None:
+        """Hand `event` to its subscribers, in the order they subscribed."""
+        for kind in (type(event), Event):
+            for subscriber in self._subscribers.get(kind, ()):
+                try:
+                    subscriber(event)
+                except Exception:
+                    log.exception("a subscriber failed on %s", event.name)
