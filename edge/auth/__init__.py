@@ -1,0 +1,1 @@
+"""Digest authentication, nonces, credential look-up and lockout, for SIP and MSRP alike."""
