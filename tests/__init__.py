@@ -1,0 +1,1 @@
+"""Tests of the edge server, in folders that mirror the package."""

@@ -1,0 +1,1 @@
+"""Simulated user agents, written from the RFCs; nothing here imports the server."""

@@ -1,0 +1,769 @@
+"""A simulated SIP user agent (RFC 3261, 3581, 5626, 7118), written from the RFCs.
+
+    async with SipUA("bob", "zanzibar", server=("127.0.0.1", 5060), transport="tcp", reg_id=1) as bob:
+        response = await bob.register()
+        request = await bob.next_request("MESSAGE")
+        bob.respond(request, 200)
+
+With `server=None` it listens instead, and plays the peer beyond the edge: an upstream proxy, a registrar, the
+far user agent. `trace` holds every SIP message sent and received as it was on the wire.
+"""
+
+import asyncio
+import inspect
+import re
+import secrets
+import ssl
+import uuid
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+from tests.ua import digest, stun
+from tests.ua.link import WEBSOCKETS, Address, Link, LinkServer, UdpEndpoint, listen, open_link, open_udp
+from tests.ua.sip_dialog import Call, CallFailed, CSeqCounter, Dialog
+from tests.ua.sip_message import (
+    HeaderArgument,
+    HeaderList,
+    Request,
+    Response,
+    SipStreamReader,
+    address_uri,
+    encode,
+    parse,
+)
+from tests.ua.sip_transaction import ClientTransaction, complete_via, response_destination
+from tests.ua.stun import stun_binding
+from tests.ua.wait import deadline
+
+__all__ = ["Call", "CallFailed", "Dialog", "Request", "Response", "SipUA", "stun_binding"]
+
+REASONS = {
+    100: "Trying", 180: "Ringing", 183: "Session Progress", 200: "OK", 202: "Accepted", 302: "Moved Temporarily",
+    400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    407: "Proxy Authentication Required", 408: "Request Timeout", 420: "Bad Extension", 423: "Interval Too Brief",
+    430: "Flow Failed", 439: "First Hop Lacks Outbound Support", 480: "Temporarily Unavailable",
+    481: "Call/Transaction Does Not Exist", 486: "Busy Here", 487: "Request Terminated", 488: "Not Acceptable Here",
+    500: "Server Internal Error", 503: "Service Unavailable", 600: "Busy Everywhere", 603: "Decline",
+}  # fmt: skip
+
+WITH_CONTACT = {"INVITE", "UPDATE", "SUBSCRIBE", "NOTIFY", "REFER", "OPTIONS"}
+DIALOG_FORMING = {"INVITE", "SUBSCRIBE", "NOTIFY", "REFER"}
+MAX_CHALLENGES = 4
+
+RequestHandler = Callable[["SipUA", Request], Any]
+
+
+class SipUA:
+    """A user agent, or with `server=None` a listening peer.
+
+    Attributes:
+        incoming: requests nobody handled, with `on_request` unset.
+        on_request: `callable(ua, request)`; gives None (stay silent), a status, a tuple or dict of `respond`
+            arguments, or an awaitable of one of these.
+        trace: ("sent" | "received", bytes) of every SIP message; `keepalives` the same for CRLF and STUN.
+        challenges: 401 and 407 answered so far.
+        errors: what could not be read; leaving the `async with` block raises if there is any.
+        stray: responses that match no open transaction (other forks, retransmissions).
+        answer_pings: False swallows pings. reuse_nonce: answer in advance with a known nonce, nc rising.
+        route: Route values put into requests outside dialogs.
+    """
+
+    def __init__(
+        self,
+        user: str,
+        password: str | None = None,
+        domain: str = "example.com",
+        *,
+        server: Address | None = None,
+        transport: str = "udp",
+        local_host: str = "127.0.0.1",
+        local_port: int = 0,
+        instance: str | None = None,
+        reg_id: int | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+        path: str = "/",
+        http_headers: dict[str, str] | None = None,
+        subprotocols: tuple[str, ...] = ("sip",),
+        retransmit: bool = False,
+        algorithms: tuple[str, ...] = ("SHA-256", "MD5"),
+        auth_user: str | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        self.user, self.password, self.domain = user, password, domain
+        self.auth_user = auth_user or user
+        self.server, self.transport = server, transport
+        self.local_host, self.local_port = local_host, local_port
+        self.reg_id = reg_id
+        self.instance = instance or (f"urn:uuid:{uuid.uuid4()}" if reg_id is not None else None)
+        self.ssl_context, self.server_hostname = ssl_context, server_hostname
+        self.path, self.http_headers, self.subprotocols = path, http_headers, subprotocols
+        self.retransmit, self.algorithms, self.timeout = retransmit, algorithms, timeout
+
+        self.incoming: asyncio.Queue[Request] = asyncio.Queue()
+        self.on_request: RequestHandler | None = None
+        self.trace: list[tuple[str, bytes]] = []
+        self.keepalives: list[tuple[str, bytes]] = []
+        self.challenges = 0
+        self.errors: list[Exception] = []
+        self.stray: list[Response] = []
+        self.answer_pings = True
+        self.reuse_nonce = False
+        self.route: list[str] = []
+        self.last_answer: digest.Answer | None = None
+        self.registration: Response | None = None
+        self.register_call_id = f"{secrets.token_hex(8)}@{user}.ua"
+        self.register_cseq = CSeqCounter()
+        self.retransmissions_absorbed = 0
+
+        self.link: Link | None = None
+        self.endpoint: UdpEndpoint | None = None
+        self.listener: LinkServer | None = None
+        self._invalid_host = f"{secrets.token_hex(6)}.invalid"
+        self._readers: dict[Link, SipStreamReader] = {}
+        self._line_ends: dict[Link, int] = {}
+        self._transactions: dict[tuple[str, str], ClientTransaction] = {}
+        self._answered: dict[tuple[str, str, str], tuple[bytes, Link] | None] = {}
+        self._tags: dict[tuple[str, str | None, int], str] = {}
+        self._pongs: list[tuple[Link, asyncio.Future[None]]] = []
+        self._bindings: dict[bytes, asyncio.Future[stun.StunMessage]] = {}
+        self._nonce_uses: defaultdict[str, int] = defaultdict(int)
+        self._known: dict[tuple[str, str], digest.Challenge] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+        if kind is None and self.errors:
+            raise AssertionError(f"{self.user} received what it could not read: {self.errors}")
+
+    async def start(self) -> None:
+        """Open the socket: connect to the server, or listen if there is none."""
+        if self.transport == "udp":
+            self.endpoint = await open_udp(self.local_host, self.local_port, self._on_data)
+            self.link = self.endpoint.link(self.server) if self.server else None
+        elif self.server is None:
+            self.listener = await listen(
+                self.transport,
+                self.local_host,
+                self.local_port,
+                self._on_data,
+                self._on_closed,
+                subprotocol="sip",
+                ssl_context=self.ssl_context,
+            )
+        else:
+            self.link = await open_link(
+                self.transport,
+                self.server,
+                self._on_data,
+                self._on_closed,
+                subprotocols=self.subprotocols,
+                path=self.path,
+                local=(self.local_host, self.local_port),
+                ssl_context=self.ssl_context,
+                server_hostname=self.server_hostname,
+                http_headers=self.http_headers,
+            )
+
+    async def stop(self) -> None:
+        """Close everything without a word to the server."""
+        for transaction in self._transactions.values():
+            transaction.stop()
+            transaction.link_lost("the user agent stops")
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.endpoint is not None:
+            await self.endpoint.close()
+        elif self.link is not None and not self.link.closed:
+            await self.link.close()
+        if self.listener is not None:
+            await self.listener.close()
+
+    async def reconnect(self, *, reset: bool = False) -> None:
+        """Come back on a new connection or UDP port without registering: what a rebooted NAT does to a UA."""
+        if reset and self.link is not None and self.endpoint is None:
+            self.link.reset()
+            await self.link.wait_closed()
+        await self.stop()
+        await self.start()
+
+    # -- names --------------------------------------------------------------------------------------------
+
+    @property
+    def uri(self) -> str:
+        """The address of record."""
+        return f"sip:{self.user}@{self.domain}"
+
+    @property
+    def address(self) -> Address:
+        """Our own transport address: the listening one, or the local end of the connection."""
+        if self.listener is not None:
+            return self.listener.address
+        if self.endpoint is not None:
+            return self.endpoint.local
+        assert self.link is not None, "not started"
+        return self.link.local
+
+    @property
+    def sent_by(self) -> str:
+        """Host and port for Via and Contact; a name under .invalid on WebSocket (RFC 7118 §5)."""
+        if self.transport in WEBSOCKETS and self.listener is None:
+            return self._invalid_host
+        host, port = self.address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def contact_uri(self, *, ob: bool = False) -> str:
+        """Return the URI for Contact; `ob` asks for routing over this flow (RFC 5626 §4.3)."""
+        parameter = {"udp": "", "tcp": ";transport=tcp", "tls": ";transport=tls"}.get(self.transport, ";transport=ws")
+        return f"sip:{self.user}@{self.sent_by}{parameter}{';ob' if ob else ''}"
+
+    def contact(self, parameters: dict[str, Any] | None = None) -> str:
+        """Return the Contact value for REGISTER, with reg-id and +sip.instance where set."""
+        value = f"<{self.contact_uri()}>"
+        if self.reg_id is not None:
+            value += f";reg-id={self.reg_id}"
+        if self.instance is not None:
+            value += f';+sip.instance="<{self.instance}>"'
+        return value + "".join(f";{name}" + ("" if v is None else f"={v}") for name, v in (parameters or {}).items())
+
+    def via(self) -> str:
+        """Return a new Via value with a fresh branch."""
+        return f"SIP/2.0/{self.transport.upper()} {self.sent_by};branch=z9hG4bK{secrets.token_hex(12)};rport"
+
+    # -- requests -----------------------------------------------------------------------------------------
+
+    async def register(
+        self,
+        expires: int | None = 3600,
+        contact_params: dict[str, Any] | None = None,
+        *,
+        headers: HeaderArgument = None,
+        contact: str | None = None,
+        auth: bool = True,
+    ) -> Response:
+        """Send REGISTER for our own contact (or the Contact value given, `*` too) and return the final response.
+
+        Call-ID stays, CSeq rises over the life of this object (RFC 3261 §10.2.4). With a reg-id the request
+        says `Supported: path, outbound`.
+        """
+        lines = self.request_lines(
+            "REGISTER",
+            self._pick_link(f"sip:{self.domain}"),
+            call_id=self.register_call_id,
+            cseq=self.register_cseq.next(),
+            sender=f"<{self.uri}>;tag={secrets.token_hex(6)}",
+            recipient=f"<{self.uri}>",
+        )
+        lines.lines.append(("Contact", contact or self.contact(contact_params)))
+        if self.reg_id is not None:
+            lines.lines.append(("Supported", "path, outbound"))
+        if expires is not None:
+            lines.lines.append(("Expires", str(expires)))
+        response = await self.transact(
+            "REGISTER", f"sip:{self.domain}", lines.override(headers), auth=auth, cseq=self.register_cseq
+        )
+        if response.status == 200:
+            self.registration = response
+        return response
+
+    async def unregister(self, **options: Any) -> Response:
+        """Send REGISTER with Expires 0 for our own contact, over the same flow (RFC 5626 §4.2.2)."""
+        return await self.register(0, **options)
+
+    @property
+    def outbound_active(self) -> bool:
+        """Whether the registrar took the binding as an outbound one: `Require: outbound` (RFC 5626 §4.2.1)."""
+        return self.registration is not None and "outbound" in self.registration.values("Require")
+
+    @property
+    def flow_timer(self) -> int | None:
+        """The Flow-Timer of the registration in seconds, None if the server gave none."""
+        value = self.registration.get("Flow-Timer") if self.registration else None
+        return int(value) if value else None
+
+    def bindings(self) -> list[str]:
+        """Return the Contact values of the last 200 to REGISTER."""
+        return self.registration.values("Contact") if self.registration else []
+
+    async def message(
+        self,
+        to_uri: str,
+        body: bytes | str,
+        *,
+        content_type: str = "text/plain",
+        headers: HeaderArgument = None,
+        **options: Any,
+    ) -> Response:
+        """Send MESSAGE (RFC 3428)."""
+        data = body.encode() if isinstance(body, str) else body
+        return await self.request("MESSAGE", to_uri, headers=headers, body=data, content_type=content_type, **options)
+
+    async def options(self, uri: str, *, headers: HeaderArgument = None, **options: Any) -> Response:
+        """Send OPTIONS."""
+        return await self.request("OPTIONS", uri, headers=headers, **options)
+
+    async def request(
+        self,
+        method: str,
+        uri: str,
+        *,
+        headers: HeaderArgument = None,
+        body: bytes = b"",
+        content_type: str | None = None,
+        auth: bool = True,
+        to: str | None = None,
+        link: Link | None = None,
+        timeout: float | None = None,
+    ) -> Response:
+        """Send any request outside a dialog and return the final response.
+
+        Headers given replace the generated ones of that name; None removes them (`HeaderList.override`).
+
+        Raises:
+            TimeoutError: no final response in time.
+            ConnectionError: the connection ended first.
+        """
+        cseq, chosen = CSeqCounter(), link or self._pick_link(uri)
+        lines = self._out_of_dialog_lines(method, uri, to, chosen, cseq).override(headers)
+        return await self.transact(
+            method, uri, lines, body, content_type=content_type, auth=auth, link=chosen, cseq=cseq, timeout=timeout
+        )
+
+    def start_invite(
+        self,
+        to_uri: str,
+        sdp: bytes = b"",
+        *,
+        headers: HeaderArgument = None,
+        auth: bool = True,
+        link: Link | None = None,
+        timeout: float | None = None,
+    ) -> Call:
+        """Send INVITE and return at once; for ringing, CANCEL and failure answers."""
+        cseq, chosen = CSeqCounter(), link or self._pick_link(to_uri)
+        lines = self._out_of_dialog_lines("INVITE", to_uri, None, chosen, cseq).override(headers)
+        call = Call(self, cseq)
+        call.task = self._spawn(
+            self.transact(
+                "INVITE",
+                to_uri,
+                lines,
+                sdp,
+                content_type="application/sdp" if sdp else None,
+                auth=auth,
+                link=chosen,
+                cseq=cseq,
+                timeout=timeout or 60.0,
+                call=call,
+            )
+        )
+        return call
+
+    async def invite(self, to_uri: str, sdp: bytes = b"", **options: Any) -> Dialog:
+        """Send INVITE and wait for the 2xx; raises CallFailed. The ACK is yours: `await dialog.ack()`."""
+        return await self.start_invite(to_uri, sdp, **options).dialog()
+
+    async def transact(
+        self,
+        method: str,
+        uri: str,
+        headers: HeaderList,
+        body: bytes = b"",
+        *,
+        content_type: str | None = None,
+        auth: bool = True,
+        link: Link | None = None,
+        cseq: CSeqCounter | None = None,
+        timeout: float | None = None,
+        call: Call | None = None,
+    ) -> Response:
+        """Send a request given as its header lines, answer challenges, return the final response."""
+        chosen = link or self._pick_link(uri)
+        if content_type is not None and "Content-Type" not in headers:
+            headers = HeaderList([*headers, ("Content-Type", content_type)])
+        if auth and self.reuse_nonce:
+            headers = self._with_known_credentials(method, uri, headers)
+        answered = 0
+        while True:
+            raw = encode(f"{method} {uri} SIP/2.0", headers, body)
+            transaction = self.start_transaction(raw, chosen, call.note_provisional if call else None)
+            if call is not None:
+                call.note_transaction(transaction)
+            response = await transaction.result(timeout or self.timeout)
+            response.challenges = answered
+            self._learn_next_nonce(response)
+            retry = self._answer(response, headers, answered) if auth else None
+            if retry is None:
+                return response
+            answered += 1
+            headers = self._renew(retry, method, cseq)
+
+    def start_transaction(
+        self, raw: bytes, link: Link, on_provisional: Callable[[Response], None] | None = None
+    ) -> ClientTransaction:
+        """Send a request given as bytes and watch for its responses."""
+        request = parse(raw)
+        assert isinstance(request, Request)
+        transaction = ClientTransaction(
+            request, link, self._send, retransmit=self.retransmit, on_provisional=on_provisional
+        )
+        self._transactions[transaction.key] = transaction
+        return transaction
+
+    def send_request(self, raw: bytes, link: Link | None = None) -> Request:
+        """Send a request for which no response is awaited (ACK), and return it parsed."""
+        request = parse(raw)
+        assert isinstance(request, Request)
+        self._send(raw, link or self._pick_link(request.uri))
+        return request
+
+    def send_raw(self, data: bytes, link: Link | None = None) -> None:
+        """Send bytes as they are: duplicates, malformed messages, several messages at once."""
+        self._send(data, link or self._pick_link(""))
+
+    def request_lines(
+        self, method: str, link: Link, *, call_id: str, cseq: int, sender: str, recipient: str
+    ) -> HeaderList:
+        """Return the header lines every request starts with; Contact where the method wants one."""
+        lines = [("Via", self.via())]
+        lines += [("Route", value) for value in self.route]
+        lines += [
+            ("Max-Forwards", "70"),
+            ("From", sender),
+            ("To", recipient),
+            ("Call-ID", call_id),
+            ("CSeq", f"{cseq} {method}"),
+        ]
+        if method in WITH_CONTACT:
+            lines.append(("Contact", f"<{self.contact_uri(ob=self.reg_id is not None)}>"))
+        return HeaderList(lines)
+
+    def _out_of_dialog_lines(self, method: str, uri: str, to: str | None, link: Link, cseq: CSeqCounter) -> HeaderList:
+        return self.request_lines(
+            method,
+            link,
+            call_id=f"{secrets.token_hex(10)}@{self.user}.ua",
+            cseq=cseq.next(),
+            sender=f"<{self.uri}>;tag={secrets.token_hex(6)}",
+            recipient=to or f"<{uri}>",
+        )
+
+    # -- authentication -----------------------------------------------------------------------------------
+
+    def _answer(self, response: Response, headers: HeaderList, answered: int) -> HeaderList | None:
+        """Return the headers with credentials for a challenge, or None where there is nothing (more) to try."""
+        if response.status not in (401, 407) or self.password is None or answered >= MAX_CHALLENGES:
+            return None
+        challenge_name, name = _challenge_headers(response.status)
+        challenge = digest.choose(response.all(challenge_name), self.algorithms)
+        if challenge is None or response.request is None:
+            return None
+        refused = any(f'realm="{challenge.realm}"' in value for value in headers.all(name))
+        if refused and not challenge.stale:
+            return None
+        self.challenges += 1
+        self._known[name, challenge.realm] = challenge
+        others = [(name, value) for value in headers.all(name) if f'realm="{challenge.realm}"' not in value]
+        request = response.request
+        return headers.override([*others, (name, self._credentials(challenge, request.method, request.uri))])
+
+    def _credentials(self, challenge: digest.Challenge, method: str, uri: str) -> str:
+        self._nonce_uses[challenge.nonce] += 1
+        self.last_answer = digest.answer(
+            challenge, self.auth_user, self.password or "", method, uri, count=self._nonce_uses[challenge.nonce]
+        )
+        return self.last_answer.header
+
+    def _with_known_credentials(self, method: str, uri: str, headers: HeaderList) -> HeaderList:
+        given = [
+            (name, self._credentials(challenge, method, uri))
+            for (name, _), challenge in self._known.items()
+            if name not in headers
+        ]
+        return HeaderList([*headers, *given])
+
+    def _learn_next_nonce(self, response: Response) -> None:
+        value = response.get("Authentication-Info")
+        nonce = digest.parse_parameters(value).get("nextnonce") if value else None
+        if nonce is None or self.last_answer is None:
+            return
+        old = self.last_answer.challenge
+        self._known["Authorization", old.realm] = digest.Challenge(old.realm, nonce, old.algorithm, old.opaque, old.qop)
+
+    def _renew(self, headers: HeaderList, method: str, cseq: CSeqCounter | None) -> HeaderList:
+        """Give the request a new branch and the next CSeq (RFC 3261 §22.2: it is a new request)."""
+        number = int(headers["CSeq"].split()[0]) + 1
+        if cseq is not None:
+            cseq.value = max(cseq.value, number)
+        _, *others = headers.all("Via")
+        return headers.override([("Via", self.via()), *(("Via", v) for v in others), ("CSeq", f"{number} {method}")])
+
+    # -- responses ----------------------------------------------------------------------------------------
+
+    def respond(
+        self,
+        request: Request,
+        code: int,
+        reason: str | None = None,
+        headers: HeaderArgument = None,
+        body: bytes = b"",
+        to_tag: str | None = None,
+        content_type: str | None = None,
+    ) -> Response:
+        """Send a response the way the request came (RFC 3261 §18.2.2, RFC 3581) and return it."""
+        assert request.link is not None
+        lines = [("Via", value) for value in complete_via(request)]
+        if 100 < code < 300 and request.method in DIALOG_FORMING:
+            lines += [("Record-Route", value) for value in request.all("Record-Route")]
+        lines += [
+            ("From", request["From"]),
+            ("To", self.local_party(request, to_tag) if code > 100 else request["To"]),
+            ("Call-ID", request.call_id),
+            ("CSeq", request["CSeq"]),
+        ]
+        if 100 < code < 300 and request.method in WITH_CONTACT:
+            lines.append(("Contact", f"<{self.contact_uri(ob=self.reg_id is not None)}>"))
+        if content_type or body:
+            lines.append(("Content-Type", content_type or "application/sdp"))
+        phrase = REASONS.get(code, "Unspecified") if reason is None else reason
+        raw = encode(f"SIP/2.0 {code} {phrase}", HeaderList(lines).override(headers), body)
+        link = self._response_link(request)
+        self._answered[self._server_key(request)] = (raw, link)
+        self._send(raw, link)
+        response = parse(raw)
+        assert isinstance(response, Response)
+        return response
+
+    def accept(self, request: Request, sdp: bytes = b"", *, code: int = 200, headers: HeaderArgument = None) -> Dialog:
+        """Answer an INVITE with a 2xx and return our side of the dialog; the ACK comes to `incoming`."""
+        response = self.respond(request, code, headers=headers, body=sdp)
+        return Dialog.from_request(self, request, response["To"])
+
+    def local_party(self, request: Request, tag: str | None = None) -> str:
+        """Return the To value of our responses: the same tag for every response to one request."""
+        if request.to_tag is not None:
+            return request["To"]
+        key = (request.call_id, request.from_tag, request.cseq.sequence)
+        self._tags[key] = tag or self._tags.get(key) or secrets.token_hex(6)
+        return f"{request['To']};tag={self._tags[key]}"
+
+    async def next_request(self, method: str | None = None, seconds: float = 5.0) -> Request:
+        """Wait for the next request in `incoming`, of that method if given; others stay queued in order."""
+        skipped: list[Request] = []
+        try:
+            async with deadline(seconds):
+                while True:
+                    request = await self.incoming.get()
+                    if method in (None, request.method):
+                        return request
+                    skipped.append(request)
+        finally:
+            later = [*skipped, *(self.incoming.get_nowait() for _ in range(self.incoming.qsize()))]
+            for request in later:
+                self.incoming.put_nowait(request)
+
+    # -- keep-alive ---------------------------------------------------------------------------------------
+
+    async def ping(self, seconds: float = 10.0) -> Address | None:
+        """Send a keep-alive and wait for its answer (RFC 5626 §3.5, §4.4).
+
+        On streams and WebSocket CRLF CRLF is answered by CRLF. On UDP a STUN Binding goes to the server from our
+        SIP socket, and the mapped address is returned.
+        """
+        link = self._pick_link("")
+        if link.transport == "udp":
+            return await self._stun(link, seconds)
+        pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pongs.append((link, pong))
+        self._keepalive(b"\r\n\r\n", link)
+        async with deadline(seconds):
+            await pong
+        return None
+
+    async def _stun(self, link: Link, seconds: float) -> Address:
+        request = stun.binding_request()
+        answer: asyncio.Future[stun.StunMessage] = asyncio.get_running_loop().create_future()
+        self._bindings[request.transaction] = answer
+        self._keepalive(request.encode(), link)
+        async with deadline(seconds):
+            return stun.mapped_address(await answer)
+
+    def _keepalive(self, data: bytes, link: Link) -> None:
+        self.keepalives.append(("sent", data))
+        link.send(data)
+
+    def _receive_stun(self, link: Link, data: bytes) -> None:
+        self.keepalives.append(("received", data))
+        message = stun.parse(data)
+        if message.kind == stun.BINDING_REQUEST:
+            if self.answer_pings:
+                self._keepalive(stun.binding_success(message, link.remote).encode(), link)
+        elif message.transaction in self._bindings:
+            self._bindings.pop(message.transaction).set_result(message)
+
+    def _receive_line_end(self, link: Link) -> None:
+        """Take one CRLF between messages: a pong if we wait for one, else half a ping."""
+        waiting = next((pair for pair in self._pongs if pair[0] is link), None)
+        if waiting is not None:
+            self._pongs.remove(waiting)
+            self.keepalives.append(("received", b"\r\n"))
+            if not waiting[1].done():
+                waiting[1].set_result(None)
+            return
+        self._line_ends[link] = self._line_ends.get(link, 0) + 1
+        if self._line_ends[link] == 2:
+            self._line_ends[link] = 0
+            self.keepalives.append(("received", b"\r\n\r\n"))
+            if self.answer_pings:
+                self._keepalive(b"\r\n", link)
+
+    # -- receiving ----------------------------------------------------------------------------------------
+
+    def _on_data(self, link: Link, data: bytes) -> None:
+        try:
+            if link.transport == "udp" and stun.is_stun(data):
+                self._receive_stun(link, data)
+            elif link.transport == "udp" and not data.strip(b"\r\n"):
+                self.keepalives.append(("received", data))
+            elif link.transport == "udp" or (link.transport in WEBSOCKETS and data.strip(b"\r\n")):
+                self._receive(data, link)
+            else:
+                self._receive_stream(link, data)
+        except ValueError as error:
+            self.errors.append(error)
+
+    def _receive_stream(self, link: Link, data: bytes) -> None:
+        for piece in self._readers.setdefault(link, SipStreamReader()).feed(data):
+            if piece == b"\r\n":
+                self._receive_line_end(link)
+            else:
+                self._line_ends[link] = 0
+                self._receive(piece, link)
+
+    def _receive(self, raw: bytes, link: Link) -> None:
+        self.trace.append(("received", raw))
+        message = parse(raw, link)
+        if isinstance(message, Response):
+            self._receive_response(message)
+        elif not self._absorb(message):
+            self._receive_request(message)
+
+    def _receive_response(self, response: Response) -> None:
+        method = response.cseq.method
+        transaction = self._transactions.get((response.branch, method))
+        if transaction is None or transaction.final.done():
+            self.stray.append(response)
+        if transaction is not None:
+            transaction.receive(response)
+
+    def _receive_request(self, request: Request) -> None:
+        if self.on_request is None:
+            self.incoming.put_nowait(request)
+            return
+        outcome = self.on_request(self, request)
+        if inspect.isawaitable(outcome):
+            self._spawn(self._respond_later(request, outcome))
+        else:
+            self._respond_with(request, outcome)
+
+    async def _respond_later(self, request: Request, outcome: Awaitable[Any]) -> None:
+        self._respond_with(request, await outcome)
+
+    def _respond_with(self, request: Request, outcome: Any) -> None:
+        if outcome is None or request.method == "ACK":
+            return
+        if isinstance(outcome, dict):
+            self.respond(request, **outcome)
+        elif isinstance(outcome, tuple):
+            self.respond(request, *outcome)
+        else:
+            self.respond(request, outcome)
+
+    def _absorb(self, request: Request) -> bool:
+        """Answer a retransmission again from memory (RFC 3261 §17.2); True if it was one."""
+        assert request.link is not None
+        key = self._server_key(request)
+        if request.method == "ACK" or request.link.transport != "udp" or not request.branch.startswith("z9hG4bK"):
+            return False
+        if key not in self._answered:
+            self._answered[key] = None
+            return False
+        self.retransmissions_absorbed += 1
+        last = self._answered[key]
+        if last is not None:
+            self._send(*last)
+        return True
+
+    @staticmethod
+    def _server_key(request: Request) -> tuple[str, str, str]:
+        sent_by = request.values("Via")[0].split(";")[0].split()[-1]
+        return request.branch, sent_by, request.method
+
+    def _on_closed(self, link: Link) -> None:
+        self._readers.pop(link, None)
+        for transaction in self._transactions.values():
+            if transaction.link is link:
+                transaction.link_lost(link.reason or "closed")
+        for owner, pong in self._pongs:
+            if owner is link and not pong.done():
+                pong.set_exception(ConnectionError(f"connection ended before the pong: {link.reason}"))
+
+    # -- sending ------------------------------------------------------------------------------------------
+
+    def _send(self, data: bytes, link: Link) -> None:
+        self.trace.append(("sent", data))
+        link.send(data)
+
+    def sent(self, method: str | None = None) -> list[bytes]:
+        """Return the messages sent, those starting with `method` if given."""
+        return self._traced("sent", method)
+
+    def received(self, method: str | None = None) -> list[bytes]:
+        """Return the messages received, those starting with `method` if given (`SIP/2.0` for responses)."""
+        return self._traced("received", method)
+
+    def _traced(self, direction: str, start: str | None) -> list[bytes]:
+        return [raw for way, raw in self.trace if way == direction and raw.startswith((start or "").encode())]
+
+    def _pick_link(self, uri: str) -> Link:
+        """Choose where a request leaves: the server's link, the URI's address (UDP), the newest accepted link."""
+        if self.link is not None:
+            return self.link
+        if self.endpoint is not None:
+            target = address_uri(self.route[0]) if self.route else uri
+            match = re.search(r"^sips?:(?:[^@]*@)?(\[[0-9a-fA-F:]+\]|[^:;?]+)(?::([0-9]+))?", target)
+            if match is None:
+                raise ValueError(f"no address in {target!r} to send to, and no server was given")
+            return self.endpoint.link((match[1].strip("[]"), int(match[2] or 5060)))
+        assert self.listener is not None, "not started"
+        return next(link for link in reversed(self.listener.links) if not link.closed)
+
+    def _response_link(self, request: Request) -> Link:
+        assert request.link is not None
+        if request.link.transport != "udp":
+            return request.link
+        assert self.endpoint is not None
+        return self.endpoint.link(response_destination(request))
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _challenge_headers(status: int) -> tuple[str, str]:
+    if status == 401:
+        return "WWW-Authenticate", "Authorization"
+    return "Proxy-Authenticate", "Proxy-Authorization"
