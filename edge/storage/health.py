@@ -1,0 +1,44 @@
+"""Whether a database answers, and when to ask again after it did not."""
+
+import logging
+import time
+
+logger = logging.getLogger("edge.storage")
+
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 10.0
+
+
+class Health:
+    """The state of one thread's database connection, with the pause before the next attempt.
+
+    Written by that thread alone; the loop only reads.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.healthy = True
+        self.last_error = ""
+        self._name = name
+        self._pause_s = FIRST_PAUSE_S
+        self._retry_at = 0.0
+
+    @property
+    def retry_in(self) -> float:
+        """Seconds until the next attempt may be made; 0 when it may be made now."""
+        return 0.0 if self.healthy else max(0.0, self._retry_at - time.monotonic())
+
+    def failed(self, reason: str) -> None:
+        """Note a failure; each one in a row doubles the pause."""
+        if self.healthy:
+            logger.error("storage down part=%s reason=%r", self._name, reason)
+            self._pause_s = FIRST_PAUSE_S
+        self.healthy = False
+        self.last_error = reason
+        self._retry_at = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def succeeded(self) -> None:
+        """Note that the database answers."""
+        if not self.healthy:
+            logger.info("storage up part=%s", self._name)
+        self.healthy = True
