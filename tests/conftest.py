@@ -207,7 +207,11 @@ class Metrics:
     """One scrape of /metrics."""
 
     def __init__(self, text: str) -> None:
-        self.samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+        families = list(text_string_to_metric_families(text))
+        self.families = {
+            family.name for family in families
+        }  # counters without `_total`; also those without a sample yet
+        self.samples = [sample for family in families for sample in family.samples]
 
     def value(self, name: str, **labels: str) -> float:
         """The sum of the samples called `name` (with `_total` where it is a counter) whose labels include `labels`."""
