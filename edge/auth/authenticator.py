@@ -53,7 +53,7 @@ class Verdict:
     """The outcome for one row of credentials.
 
     `username` and `realm` are set as soon as they were read, and proven only when GRANTED; with PENDING they are the key
-    to put into the cache, and `username` is UTF-8. `reason` is one of a fixed set of words, for logs and metrics; it tells
+    to put into the cache, and `username` is UTF-8 of at most `MAX_USERNAME` octets. `reason` is one of a fixed set of words, for logs and metrics; it tells
     an unknown user from a wrong password and so never goes to the peer. `authentication_info` is a whole header value.
     """
 
@@ -118,6 +118,9 @@ MSRP = Dialect(
 )
 
 UriCheck = Callable[[bytes], bool]
+
+MAX_USERNAME = 255
+"""Octets of the longest name a user may have; the usual `subscriber` table holds 64 characters."""
 
 _count = re.compile(rb"[0-9A-Fa-f]{8}")
 
@@ -241,7 +244,7 @@ class Authenticator:
         assert nonce is not None
         assert response is not None
         found = self._cache.get(username, self._realm, now)
-        if found is MISSING and _is_text(username):
+        if found is MISSING and _can_be_asked(username):
             return Verdict(Outcome.PENDING, "user", credentials)
         known = None if isinstance(found, Lookup) else found.for_algorithm(algorithm)
         ha1 = known or self._stand_ins[algorithm.token]
@@ -285,8 +288,10 @@ class Authenticator:
         return before, after
 
 
-def _is_text(username: bytes) -> bool:
-    """Whether a user store, which speaks text, can be asked for this name at all."""
+def _can_be_asked(username: bytes) -> bool:
+    """Whether a user store, which speaks text, can have this name at all; such names also are what a cache holds."""
+    if len(username) > MAX_USERNAME:
+        return False
     try:
         username.decode()
     except UnicodeDecodeError:

@@ -11,6 +11,8 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 
 Network = IPv4Network | IPv6Network
 
+_NAME_OCTETS = 64  # of an invented name of 8 KiB no more is kept
+
 
 class _Tally:
     """Failures of one key: two buckets, and until when it is blocked."""
@@ -100,9 +102,9 @@ class Lockout:
         """
         if self._sources and self._sources.blocked(_source_key(source), now):
             return True
-        if not self._users or not self._users.blocked(user, now):
+        if not self._users or not self._users.blocked(user[:_NAME_OCTETS], now):
             return False
-        return (_source_key(source), user) not in self._good
+        return (_source_key(source), user[:_NAME_OCTETS]) not in self._good
 
     def record_failure(self, source: str, user: bytes, now: float) -> bool:
         """Count a DENIED verdict; True when it began a block of the source or the user, which is worth a log line."""
@@ -110,12 +112,12 @@ class Lockout:
         if not self._is_exempt(source):
             began = self._sources.add(_source_key(source), now)
         if user:
-            began = self._users.add(user, now) or began
+            began = self._users.add(user[:_NAME_OCTETS], now) or began
         return began
 
     def record_success(self, source: str, user: bytes) -> None:
         """Remember that `source` knows the password of `user`. The source's failures with other names stay counted."""
-        key = (_source_key(source), user)
+        key = (_source_key(source), user[:_NAME_OCTETS])
         self._good[key] = None
         self._good.move_to_end(key)
         if len(self._good) > self._entries:

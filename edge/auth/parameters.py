@@ -23,21 +23,7 @@ _BARE = rb"[^\",\x00-\x20\x7f]++"
 
 _scheme = re.compile(_BLANK + rb"(" + _TOKEN + rb")(?:[ \t\r\n]++|\Z)")
 _usual = re.compile(
-    rb"[ \t\r\n,]*+(?:"
-    rb"("
-    + _TOKEN
-    + rb")"
-    + _BLANK
-    + rb"="
-    + _BLANK
-    + rb"(?:\"("
-    + _PLAIN
-    + rb")\"|("
-    + _BARE
-    + rb"))"
-    + _BLANK
-    + rb"(?=,|\Z)"
-    rb"|(.).*+)",
+    rb'[ \t\r\n,]*+(?:(%b)%b=%b(?:"(%b)"|(%b))%b(?=,|\Z)|(.).*+)' % (_TOKEN, _BLANK, _BLANK, _PLAIN, _BARE, _BLANK),
     re.DOTALL,
 )
 _name = re.compile(rb"[ \t\r\n,]*+(" + _TOKEN + rb")" + _BLANK + rb"=" + _BLANK)
