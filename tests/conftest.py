@@ -5,7 +5,7 @@
 - A test that leaves a task, a socket or one of our timers behind fails.
 - `edge_server` starts the real server as a process of its own.
 
-Waits have deadlines, multiplied by the environment variable EDGE_TEST_TIMEOUT_SCALE (default 1): see `scaled`.
+Waits have deadlines, multiplied by the environment variable EDGE_TEST_TIMEOUT_SCALE: see `tests/ua/wait.py`.
 """
 
 from __future__ import annotations
@@ -22,57 +22,24 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.ua.wait import eventually_blocking, scaled
+
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT_SCALE = float(os.environ.get("EDGE_TEST_TIMEOUT_SCALE", "1"))
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 REQUIREMENT_ID = re.compile(r"[A-Z]+-[A-Z0-9]+-\d+[a-z]?")
 
-T = TypeVar("T")
-
 # Below the ports the kernel hands out for outgoing connections, so nobody takes one between the choice and its use.
 PORTS = range(10240, 32000)
-
-
-# ------------------------------------------------------------------------------------------ deadlines
-
-
-def scaled(seconds: float) -> float:
-    """A deadline for this machine: `seconds` times EDGE_TEST_TIMEOUT_SCALE."""
-    return seconds * TIMEOUT_SCALE
-
-
-def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
-    """Call `condition` until it returns something true, and return that; fail the test at the deadline."""
-    deadline = time.monotonic() + scaled(timeout)
-    while not (result := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {scaled(timeout):g} s: {what or condition}")
-        time.sleep(0.02)
-    return result
-
-
-async def eventually(condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0, what: str = "") -> T:
-    """`wait_until` for a test whose event loop must go on turning; `condition` may be a coroutine function."""
-    deadline = time.monotonic() + scaled(timeout)
-    while True:
-        answer = condition()
-        result: T = await answer if inspect.isawaitable(answer) else answer
-        if result:
-            return result
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {scaled(timeout):g} s: {what or condition}")
-        await asyncio.sleep(0.02)
 
 
 # ------------------------------------------------------------------------------------------ marks
@@ -328,7 +295,7 @@ class EdgeServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        wait_until(self._ready_or_dead, 30, "/readyz answers 200")
+        eventually_blocking(self._ready_or_dead, 30, what="200 from /readyz")
         if self.process.poll() is not None:
             pytest.fail(f"the server ended with {self.process.returncode} at its start:\n{self.log_text()}")
 

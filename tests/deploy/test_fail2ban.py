@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, scaled
+from tests.conftest import ROOT
+from tests.ua.wait import scaled
 
 FILTER = ROOT / "deploy" / "fail2ban" / "filter.d" / "sip-msrp-edge.conf"
 JAIL = ROOT / "deploy" / "fail2ban" / "jail.d" / "sip-msrp-edge.conf"

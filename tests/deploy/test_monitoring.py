@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT, EdgeServerFactory, scaled
+from tests.conftest import ROOT, EdgeServerFactory
+from tests.ua.wait import scaled
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "edge.json"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, scaled
+from tests.conftest import ROOT
+from tests.ua.wait import scaled
 
 UNIT = ROOT / "deploy" / "systemd" / "edge.service"
 

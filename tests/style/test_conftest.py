@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, free_port, scaled, to_toml
+from tests.conftest import ROOT, free_port, to_toml
+from tests.ua.wait import scaled
 
 CASES = """
 import asyncio, os, socket, sys
@@ -68,7 +69,8 @@ def run_cases(directory: Path, source: str, **environment: str) -> tuple[int, di
     shutil.copy(ROOT / "tests" / "conftest.py", directory / "conftest.py")
     (directory / "test_cases.py").write_text(source)
     shutil.copy(ROOT / "pyproject.toml", directory)
-    variables = {name: value for name, value in os.environ.items() if name != "CI"} | environment
+    variables = {name: value for name, value in os.environ.items() if name != "CI"}
+    variables |= {"PYTHONPATH": str(ROOT)} | environment
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=report.xml", "test_cases.py"],
         cwd=directory,
