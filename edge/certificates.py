@@ -97,6 +97,24 @@ def client_ssl_context(trust: str | Path = "", source: str = "defaults") -> ssl.
     return context
 
 
+def certificate_facts(path: str | Path, source: str = "defaults") -> str:
+    """Say whom a certificate file is for and until when, for people.
+
+    Raises:
+        ConfigError: with the key `tls.certificate`.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(Path(path).read_bytes())
+    except (ValueError, OSError) as error:
+        raise ConfigError(source, "tls.certificate", f"{path}: {error}") from error
+    names = certificate.subject.rfc4514_string()
+    with contextlib.suppress(x509.ExtensionNotFound):
+        alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = ", ".join(str(name.value) for name in alternatives)
+    until = certificate.not_valid_after_utc
+    return f"{names}; {'EXPIRED' if until < dt.datetime.now(dt.UTC) else 'valid until'} {until:%Y-%m-%d}"
+
+
 def names_host(certificate: Mapping[str, Any], host: str) -> bool:
     """Tell whether a verified certificate (as `getpeercert` gives it) is one for this host (RFC 5922 §7.1, §7.2).
 

@@ -49,6 +49,11 @@ def quote(value: object) -> str:
     return text if _PLAIN.fullmatch(text) else f'"{_SPECIAL.sub(_escape, text)}"'
 
 
+def printable(text: str) -> str:
+    """Escape what could end a line or steer a terminal; everything else stays readable."""
+    return _BREAKS_LINE.sub(_escape, text)
+
+
 def format_fields(fields: MutableMapping[str, Any]) -> str:
     """Write `key=value` pairs in their order, values quoted where they must be."""
     return " ".join(f"{key}={quote(value)}" for key, value in fields.items())
@@ -152,7 +157,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _clean(text: str) -> str:
-    text = _BREAKS_LINE.sub(_escape, text)
+    text = printable(text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

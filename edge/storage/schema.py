@@ -6,7 +6,8 @@ that exists is used as it is; without that column only MD5 credentials are there
 
 import hashlib
 import os
-from contextlib import suppress
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Octets(LargeBinary):
 
     cache_ok = True
 
-    def bind_processor(self, dialect: Dialect) -> None:  # noqa: ARG002 - the base class's signature
+    def bind_processor(self, dialect: Dialect) -> None:
         """Pass values through."""
 
 
@@ -185,17 +186,65 @@ class Database:
             raise StorageError(f"the tables are of version {found}, this program knows {SCHEMA_VERSION}")
 
 
-def _create_engine(text: str, *, durable: bool) -> Engine:
+def probe(url: str) -> str:
+    """Connect without creating or changing anything; return a line for people, without the password.
+
+    Raises:
+        StorageError: the server would not get further at its start.
+    """
+    if url == "memory:":
+        return "in memory, nothing is kept"
+    parsed = _parse_url(url)
+    shown = parsed.render_as_string(hide_password=True)
+    if parsed.get_backend_name() == "sqlite":
+        return f"{shown} ({_probe_sqlite(parsed)})"
+    engine = _create_engine(url, durable=True)
+    try:
+        with engine.connect() as connection:
+            tables = inspect(connection).get_table_names()
+    except (SQLAlchemyError, OSError) as error:
+        raise StorageError(one_line(error)) from error
+    finally:
+        engine.dispose()
+    return f"{shown} ({'connected' if subscriber.name in tables else 'connected, tables are made at the first start'})"
+
+
+def _probe_sqlite(url: URL) -> str:
+    path = Path(str(url.database))
+    if path.exists():
+        try:
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+            with closing(connection):
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(f"{path}: {error}") from error
+        return "there"
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise StorageError(f"{path} is not there, and its folder cannot be written")
+    return "made at the first start"
+
+
+def _parse_url(text: str) -> URL:
     try:
         url = make_url(text)
-        url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+    except ArgumentError as error:
+        raise StorageError("not a usable URL") from error
+    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+    if url.drivername.startswith("sqlite") and url.database in (None, "", ":memory:"):
+        raise StorageError('an SQLite URL names a file; to keep nothing, write "memory:"')
+    return url
+
+
+def _create_engine(text: str, *, durable: bool) -> Engine:
+    url = _parse_url(text)
+    try:
         if url.get_backend_name() == "sqlite":
             _create_private_file(url)
         arguments = _CONNECT_ARGUMENTS.get(url.get_driver_name(), _CONNECT_ARGUMENTS.get(url.get_backend_name(), {}))
         engine = create_engine(url, connect_args=arguments, pool_pre_ping=url.get_backend_name() != "sqlite")
     except ImportError as error:
         raise StorageError(f"the driver for this URL is not installed: {error.name}") from error
-    except (ArgumentError, SQLAlchemyError) as error:
+    except SQLAlchemyError as error:
         raise StorageError(f"not a usable URL: {one_line(error)}") from error
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror}") from error
@@ -206,8 +255,6 @@ def _create_engine(text: str, *, durable: bool) -> Engine:
 
 def _create_private_file(url: URL) -> None:
     """Make the file readable by nobody else before credentials go into it."""
-    if url.database in (None, "", ":memory:"):
-        raise StorageError('an SQLite URL names a file; to keep nothing, write "memory:"')
     if "uri" not in url.query:
         with suppress(FileExistsError):
             os.close(os.open(Path(str(url.database)), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
