@@ -111,6 +111,7 @@ class CredentialCache:
         self._known.clear()
         self._absent.clear()
 
-    def __len__(self) -> int:
-        """How many answers are remembered, of both kinds and any age."""
+    @property
+    def in_memory(self) -> int:
+        """How many answers are remembered, of both kinds and any age, for metrics."""
         return len(self._known) + len(self._absent)

@@ -100,7 +100,7 @@ class Nonces:
             raise LocalError("a nonce secret has 16 to 32 octets")
         self.realm = realm
         self.algorithms = tuple(algorithms)
-        bound = b"\0".join((realm, *(name.upper().encode() for name in sorted(algorithms))))
+        bound = b"\0".join((realm, *sorted(name.upper().encode() for name in algorithms)))
         self._keyed = blake2s(key=blake2s(bound, key=secret, person=b"nonce").digest(), digest_size=12)
         self.opaque = blake2s(bound, key=secret, person=b"opaque", digest_size=8).hexdigest().encode()
         self._random = random
@@ -146,8 +146,9 @@ class Nonces:
         self._counts[nonce] = state | 1 << behind
         return True
 
-    def __len__(self) -> int:
-        """How many nonces are remembered."""
+    @property
+    def in_memory(self) -> int:
+        """How many nonces are remembered now, for metrics."""
         return len(self._counts)
 
     def _make_room(self, now_ms: int) -> None:
