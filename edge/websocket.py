@@ -1,0 +1,339 @@
+"""SIP and MSRP over WebSocket (RFC 6455, 7118, 7977): glue around the sans-IO server of `websockets`.
+
+    GET ... HTTP/1.1 ──► WebSocketUpgrade ──┬─► 101 ──► WebSocketStream ──► SIP or MSRP, as the subprotocol says
+                                            └─► 4xx, close
+
+`WebSocketUpgrade` reads one HTTP request and decides. `WebSocketStream` is then the handler of the connection: it joins
+fragments, answers pings and closes, and hands every message to the handler inside in one call. It is the connection's
+codec as well: what the protocols send leaves as one message each. Compression is never negotiated.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, cast
+
+from websockets.datastructures import Headers, MultipleValuesError
+from websockets.exceptions import InvalidHeader
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.headers import parse_connection, parse_subprotocol, parse_upgrade
+from websockets.http11 import Request
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from edge.errors import RemoteError
+
+if TYPE_CHECKING:
+    from edge.connections import Connection, Handler, StreamConnection
+
+PING_S = 30.0  # an idle client is pinged this often (RFC 7977 §6)
+
+_log = logging.getLogger("edge.conn.websocket")
+_log.setLevel(logging.ERROR)  # opening and closing is told by the connection itself, once
+
+_REQUEST_LIMIT = 8192
+_UNANSWERED_PINGS = 2
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_EXTRA_HEADERS = {
+    HTTPStatus.METHOD_NOT_ALLOWED: "Allow: GET\r\n",
+    HTTPStatus.UPGRADE_REQUIRED: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+}
+
+_CRLF = b"\r\n"
+_PING = b"\r\n\r\n"  # RFC 5626 §4.4.1, as a whole message
+_PING_FRAME = b"\x89\x00"
+_TEXT, _BINARY = 0x81, 0x82  # with FIN
+_SHORT, _MEDIUM, _LONG = struct.Struct("!BB"), struct.Struct("!BBH"), struct.Struct("!BBQ")
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeRequest:
+    """What a client asked for, as hooks see it. `subprotocol` is the one it is going to get."""
+
+    path: str
+    query: str
+    origin: str
+    subprotocol: str
+    secure: bool
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A hook's answer instead of the upgrade: an HTTP status and header lines such as WWW-Authenticate."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeRules:
+    """What a listener lets in.
+
+    Attributes:
+        subprotocols: those it serves, "sip" and "msrp".
+        tls_only: those of them that are refused without TLS (RFC 7977 §5.1).
+        paths: which subprotocols a path serves; other paths serve all.
+        origins: allowed values of Origin when a client sends one; empty allows any.
+        max_message: octets of an incoming message.
+        authorize: asked last, before the 101; None lets the client in (RFC 7118 §7).
+    """
+
+    subprotocols: Collection[str] = ("sip", "msrp")
+    tls_only: Collection[str] = ()
+    paths: Mapping[str, Collection[str]] = field(default_factory=lambda: {"/sip": ("sip",), "/msrp": ("msrp",)})
+    origins: Collection[str] = ()
+    max_message: int = 1 << 20
+    authorize: Callable[[UpgradeRequest], Refusal | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """The end of a handshake: send `response`; then go on with `open_stream`, or close if `accepted` is None.
+
+    `rest` are octets that came behind the request: feed them to the stream.
+    """
+
+    status: int
+    response: bytes
+    accepted: UpgradeRequest | None
+    rest: bytes
+    _protocol: ServerProtocol
+
+    def open_stream(self, inner: Handler) -> WebSocketStream:
+        """Return the handler and codec of the connection; `inner` gets one call for each message."""
+        return WebSocketStream(self._protocol, inner)
+
+
+class WebSocketUpgrade:
+    """Read the request of an opening handshake and answer it (RFC 6455 §4.2). Keeps at most 8 KiB."""
+
+    __slots__ = ("_buffer", "_rules", "_secure")
+
+    def __init__(self, rules: UpgradeRules, *, secure: bool) -> None:
+        self._rules = rules
+        self._secure = secure
+        self._buffer = b""
+
+    def receive_data(self, data: bytes) -> Upgrade | None:
+        """Take the next octets; returns the decision once the request is whole, broken or too long."""
+        searched = max(len(self._buffer) - 3, 0)
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n", searched, _REQUEST_LIMIT) + 4
+        if end < 4:
+            if len(self._buffer) < _REQUEST_LIMIT and not _BARE_LF.search(self._buffer, searched):
+                return None
+            end = len(self._buffer)
+        protocol = ServerProtocol(max_size=self._rules.max_message, logger=_log)
+        rest = self._buffer[end:]
+        try:
+            request = _read_request(protocol, self._buffer[:end])
+            wanted = _check_request(request, self._rules, self._secure)
+            refusal = self._rules.authorize(wanted) if self._rules.authorize is not None else None
+            if refusal is not None:
+                return Upgrade(refusal.status, _refuse(refusal.status, refusal.headers), None, rest, protocol)
+            return Upgrade(101, _accept(protocol, request, wanted, self._rules), wanted, rest, protocol)
+        except RemoteError as error:
+            return Upgrade(error.status, _refuse(error.status), None, rest, protocol)
+
+
+def _read_request(protocol: ServerProtocol, head: bytes) -> Request:
+    if not head.startswith(b"GET "):
+        raise RemoteError(405, "http_method")
+    protocol.receive_data(head)
+    for event in protocol.events_received():
+        if isinstance(event, Request):
+            return event
+    raise RemoteError(400, "http_request")
+
+
+def _check_request(request: Request, rules: UpgradeRules, secure: bool) -> UpgradeRequest:
+    """Apply the rules of RFC 6455 §4.2.1 and ours, all but the key. Raises RemoteError with an HTTP status."""
+    headers = request.headers
+    path, _, query = request.path.partition("?")
+    try:
+        upgrade = _list(parse_upgrade, headers.get_all("Upgrade"))
+        if "websocket" not in upgrade and "Sec-WebSocket-Key" not in headers:
+            raise RemoteError(426 if path == "/" else 404, "http_plain")
+        connection = _list(parse_connection, headers.get_all("Connection"))
+        offered = [name for value in headers.get_all("Sec-WebSocket-Protocol") for name in parse_subprotocol(value)]
+        version, host, origin = (headers.get(name, "") for name in ("Sec-WebSocket-Version", "Host", "Origin"))
+    except (InvalidHeader, MultipleValuesError):
+        raise RemoteError(400, "websocket_handshake") from None
+    if version not in ("", "13"):
+        raise RemoteError(426, "websocket_version")
+    whole = version and host and "websocket" in upgrade and "upgrade" in connection and path.startswith("/")
+    if not whole or request.protocol != "HTTP/1.1":
+        raise RemoteError(400, "websocket_handshake")
+    if origin and rules.origins and origin not in rules.origins:
+        raise RemoteError(403, "websocket_origin")
+    return UpgradeRequest(path, query, origin, _choose(offered, path, rules, secure), secure, headers)
+
+
+def _list(parse: Callable[[str], Sequence[str]], values: Iterable[str]) -> list[str]:
+    return [item.lower() for value in values for item in parse(value)]
+
+
+def _choose(offered: Sequence[str], path: str, rules: UpgradeRules, secure: bool) -> str:
+    """Take the first subprotocol of the client's list that is served here (RFC 7118 §4.1, RFC 7977 §4.1)."""
+    here = rules.paths.get(path, rules.subprotocols)
+    served = [name for name in offered if name in rules.subprotocols and name in here]
+    for name in served:
+        if secure or name not in rules.tls_only:
+            return name
+    raise RemoteError(403 if served else 400, "websocket_subprotocol")
+
+
+def _accept(protocol: ServerProtocol, request: Request, wanted: UpgradeRequest, rules: UpgradeRules) -> bytes:
+    protocol.available_subprotocols = [Subprotocol(wanted.subprotocol)]
+    response = protocol.accept(request)
+    if response.status_code != 101:
+        raise RemoteError(400, "websocket_key")
+    del response.headers["Date"]
+    if rules.origins and wanted.origin:
+        response.headers["Access-Control-Allow-Origin"] = wanted.origin
+    protocol.send_response(response)
+    return b"".join(protocol.data_to_send())
+
+
+def _refuse(status: int, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+    reason = HTTPStatus(status)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers) + _EXTRA_HEADERS.get(reason, "")
+    options = "close, Upgrade" if status == HTTPStatus.UPGRADE_REQUIRED else "close"
+    body = f"{reason.phrase}\n"
+    return (
+        f"HTTP/1.1 {status} {reason.phrase}\r\n{lines}Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
+        f"Connection: {options}\r\n\r\n{body}"
+    ).encode("latin-1")
+
+
+class WebSocketStream:
+    """An open WebSocket: the handler and the codec of its connection."""
+
+    __slots__ = ("_message", "_opcode", "_pings", "_protocol", "inner")
+
+    def __init__(self, protocol: ServerProtocol, inner: Handler) -> None:
+        self.inner = inner
+        self._protocol = protocol
+        self._message: bytearray | None = None  # fragments so far
+        self._opcode = Opcode.TEXT
+        self._pings = 0  # ours, not answered yet
+
+    # -- Handler
+
+    def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
+        """Hand the messages in `data` to the handler inside, then send what the WebSocket itself has to say."""
+        protocol = self._protocol
+        protocol.receive_data(data)
+        for event in protocol.events_received():
+            if connection.closed:
+                return
+            self._receive_frame(connection, cast("Frame", event), now)
+        if protocol.writes and not connection.closed:
+            self._send_control(cast("StreamConnection", connection))
+
+    def receive_eof(self, connection: Connection, now: float) -> bool:
+        """The peer went without a Close frame; a WebSocket is never half open."""
+        self.inner.receive_eof(connection, now)
+        return False
+
+    def handle_writable(self, connection: Connection, now: float) -> None:
+        """Pass it on to the handler inside."""
+        self.inner.handle_writable(connection, now)
+
+    def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
+        """Pass it on to the handler inside."""
+        self.inner.handle_lost(connection, reason, now)
+
+    # -- WireCodec
+
+    def encode_message(self, data: bytes) -> bytes:
+        """Frame one message: text if it is UTF-8, else binary (RFC 7118 §4.2, RFC 7977 §4.2)."""
+        opcode = _TEXT if _is_utf8(data) else _BINARY
+        length = len(data)
+        if length < 126:
+            return _SHORT.pack(opcode, length) + data
+        if length < 65536:
+            return _MEDIUM.pack(opcode, 126, length) + data
+        return _LONG.pack(opcode, 127, length) + data
+
+    def encode_close(self, code: int) -> bytes:
+        """Frame a Close; empty when one was sent already."""
+        if self._protocol.state is not State.OPEN:
+            return b""
+        self._protocol.send_close(code)
+        return b"".join(self._protocol.data_to_send())
+
+    # -- time
+
+    def handle_ping_timer(self, connection: Connection, now: float) -> float:
+        """Ping a client that was silent for 30 seconds; returns when to be called next (seconds, as `now`).
+
+        After two pings without any octet in return the connection fails with "ping_timeout".
+        """
+        heard = connection.last_received + PING_S
+        if heard > now:
+            self._pings = 0
+            return heard
+        if self._pings >= _UNANSWERED_PINGS:
+            connection.fail("ping_timeout")
+        else:
+            self._pings += 1
+            cast("StreamConnection", connection).write(_PING_FRAME)
+        return now + PING_S
+
+    # -- inside
+
+    def _receive_frame(self, connection: Connection, frame: Frame, now: float) -> None:
+        opcode, data = frame.opcode, cast("bytes", frame.data)
+        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
+            if frame.fin:
+                self._receive_message(connection, opcode, data, now)
+            else:
+                self._message, self._opcode = bytearray(data), opcode
+        elif opcode is Opcode.CONT and self._message is not None:
+            self._message += data
+            if frame.fin:
+                data, self._message = bytes(self._message), None
+                self._receive_message(connection, self._opcode, data, now)
+
+    def _receive_message(self, connection: Connection, opcode: Opcode, data: bytes, now: float) -> None:
+        if opcode is Opcode.TEXT and not _is_utf8(data):
+            self._protocol.fail(CloseCode.INVALID_DATA)
+            self._send_control(cast("StreamConnection", connection))
+        elif len(data) > len(_PING):
+            self.inner.receive_data(connection, data, now)
+        elif data == _PING:
+            cast("StreamConnection", connection).write(_SHORT.pack(0x80 | opcode, len(_CRLF)) + _CRLF)
+        elif data not in (b"", _CRLF):
+            self.inner.receive_data(connection, data, now)
+
+    def _send_control(self, connection: StreamConnection) -> None:
+        """Write pongs and Close frames; an empty piece means that the connection is to end."""
+        for data in self._protocol.data_to_send():
+            if data:
+                connection.write(data)
+            else:
+                connection.close(self._name_end())
+
+    def _name_end(self) -> str:
+        sent = self._protocol.close_sent
+        if self._protocol.close_rcvd is not None or sent is None:
+            return "websocket_close"
+        return "websocket_too_big" if sent.code == CloseCode.MESSAGE_TOO_BIG else "websocket_error"
+
+
+def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
