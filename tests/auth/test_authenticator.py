@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edge.auth.authenticator import MAX_USERNAME, MSRP, SIP, Authenticator, Dialect, Outcome, Verdict
 from edge.auth.credentials import Credential, CredentialCache, derive_credential
-from edge.auth.digest import MD5, compute_response, ha1
+from edge.auth.digest import ALGORITHMS, MD5, compute_response, ha1
 from edge.auth.nonce import Nonces
 from edge.errors import LocalError
 from tests.ua import digest as ua
@@ -634,6 +634,8 @@ def test_unknown_users_cost_and_look_like_wrong_passwords(dialect: Dialect, algo
     ]
     assert work[0] == work[1]
     assert sum("openssl" in call for call in work[0]) == 2
+    stand_in = site.authenticator._stand_ins[algorithm.encode()]
+    assert len(stand_in) == ALGORITHMS[algorithm.encode()].hex_length  # as many octets to hash
     assert work[0][-3:-1] == ["compare_digest", "Verdict.__init__"]
     verdicts = [site.verify(value) for value in (known, unknown)]
     assert [(v.outcome, v.stale, v.authentication_info) for v in verdicts] == [(Outcome.DENIED, False, None)] * 2
