@@ -1,9 +1,9 @@
 """Decide whether credentials let somebody in, for SIP (RFC 3261 §22) and MSRP AUTH (RFC 4976 §5.1, §9.1) alike.
 
-    value ──► parse ──► ours? ──► complete? ──► user known? ──► response right? ──► nonce good? ──► nc unused? ──► GRANTED
-                │         │           │             │                 │                 │              │
-            MALFORMED   OTHER,    MALFORMED      PENDING           DENIED             STALE          STALE
-                        DENIED
+    value ─► parse ─► ours? ──► complete? ──► user known? ──► response right? ──► nonce good? ──► nc unused? ──► GRANTED
+               │        │           │             │                 │                 │              │
+           MALFORMED  OTHER,    MALFORMED      PENDING           DENIED             STALE          STALE
+                      DENIED
 
 Unknown users go the way of wrong passwords: the same hashes over a stand-in H(A1), the same answer. A nonce we cannot
 accept only counts as stale when the response over it was right, so `stale` tells a stranger nothing.
@@ -36,8 +36,8 @@ from edge.errors import LocalError, RemoteError
 class Outcome(Enum):
     """What came of some credentials.
 
-    GRANTED: they are right. DENIED: challenge anew. STALE: right but for the nonce, challenge with `stale=true`. PENDING:
-    ask the user store, then verify again. MALFORMED: answer 400. OTHER: not Digest, no row for our realm, or
+    GRANTED: they are right. DENIED: challenge anew. STALE: right but for the nonce, challenge with `stale=true`.
+    PENDING: ask the user store, then verify again. MALFORMED: answer 400. OTHER: not Digest, no row for our realm, or
     nothing answered yet; challenge, and count no failure.
     """
 
@@ -52,9 +52,10 @@ class Outcome(Enum):
 class Verdict:
     """The outcome for one row of credentials.
 
-    `username` and `realm` are set as soon as they were read, and proven only when GRANTED; with PENDING they are the key
-    to put into the cache, and `username` is UTF-8 of at most `MAX_USERNAME` octets. `reason` is one of a fixed set of words, for logs and metrics; it tells
-    an unknown user from a wrong password and so never goes to the peer. `authentication_info` is a whole header value.
+    `username` and `realm` are set as soon as they were read, and proven only when GRANTED. With PENDING they are the
+    key to put into the cache, and `username` is UTF-8 of at most `MAX_USERNAME` octets. `reason` is one of a fixed set
+    of words, for logs and metrics; it tells an unknown user from a wrong password and so never goes to the peer.
+    `authentication_info` is a whole header value.
     """
 
     __slots__ = ("authentication_info", "credentials", "outcome", "realm", "reason", "username")

@@ -66,7 +66,7 @@ def select_algorithms(names: Iterable[str]) -> tuple[Algorithm, ...]:
 class Credentials:
     """Digest credentials as they came (RFC 7616 §3.4): unescaped octets, None where a parameter is absent.
 
-    `username` holds the decoded `username*` where that was sent instead. `uri_quoted` tells whether `uri` stood in quotes.
+    `username` holds the decoded `username*` where that was sent instead. `uri_quoted`: whether `uri` stood in quotes.
     """
 
     __slots__ = (

@@ -70,8 +70,8 @@ class RandomPool:
 class Nonces:
     """Issue nonces, recognise them, and refuse a count that was used before.
 
-    The memory lives with the object. Give every new object a new secret (16 to 32 octets): nonces of the former one then
-    count as foreign, and clients are told `stale=true`. `random` takes a number of octets and returns that many.
+    The memory lives with the object. Give every new object a new secret (16 to 32 octets): nonces of the former one
+    then count as foreign, and clients are told `stale=true`. `random` takes a number of octets and returns that many.
     """
 
     __slots__ = (

@@ -1,7 +1,8 @@
 """Split an Authorization value into its scheme and parameters (RFC 7235 §2.1, RFC 3261 §25.1) in linear time.
 
 One pass of a possessive regular expression reads the usual shape. A value it does not take to the end (an escape, or
-an error) is read again by hand, which knows escapes and says what is wrong. Neither can look at an octet more than a few times.
+an error) is read again by hand, which knows escapes and says what is wrong. Neither can look at an octet
+more than a few times.
 
 This module knows no parameter by name; `edge.auth.digest` does.
 """
