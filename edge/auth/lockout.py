@@ -2,7 +2,7 @@
 
 Failures are counted in sliding windows of two buckets, the former weighted by how much of it the window still covers.
 A source is an address, or the /64 of an IPv6 address, since whoever has one of those has all of it. The limit for users
-is higher and spares a source that lately logged in as that user, so that a stranger's guesses do not lock out the owner.
+is higher and spares a source that lately logged in as that user, so a stranger's guesses do not lock out the owner.
 """
 
 from collections import OrderedDict
