@@ -15,7 +15,9 @@ NONCE = "dcd98b7102dd2f0e8b11d0f600bfb0c093"
     ],
 )
 def test_register_vector(algorithm: str, expected: str) -> None:
-    challenge = digest.Challenge.parse(f'Digest realm="example.com", nonce="{NONCE}", qop="auth", algorithm={algorithm}')
+    challenge = digest.Challenge.parse(
+        f'Digest realm="example.com", nonce="{NONCE}", qop="auth", algorithm={algorithm}'
+    )
     answer = digest.answer(challenge, "bob", "zanzibar", "REGISTER", "sip:example.com", cnonce="0a4f113b")
     found = digest.parse_parameters(answer.header.removeprefix("Digest "))
     assert found["response"] == expected
@@ -73,7 +75,14 @@ def test_escapes_survive_both_ways() -> None:
     assert digest.parse_parameters(header.removeprefix("Digest "))["nonce"] == "n=="
 
 
-@pytest.mark.parametrize("value", ['Basic realm="x"', 'Digest realm="x"', 'Digest realm="x", realm="y", nonce="n"'])
-def test_unusable_challenges_are_refused(value: str) -> None:
-    with pytest.raises(ValueError, match="."):
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ('Basic realm="x"', "not a Digest"),
+        ('Digest realm="x"', "without realm or nonce"),
+        ('Digest realm="x", realm="y", nonce="n"', "twice"),
+    ],
+)
+def test_unusable_challenges_are_refused(value: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         digest.Challenge.parse(value)

@@ -140,8 +140,13 @@ def registrar(algorithms: list[str], users: dict[str, str]) -> Callable[[SipUA, 
             found = digest.parse_parameters(value.removeprefix("Digest "))
             challenge = digest.Challenge(found["realm"], found["nonce"], found["algorithm"], qop=("auth",))
             expected = digest.response(
-                challenge, found["username"], users.get(found["username"], ""), request.method, found["uri"],
-                nc=found["nc"], cnonce=found["cnonce"],
+                challenge,
+                found["username"],
+                users.get(found["username"], ""),
+                request.method,
+                found["uri"],
+                nc=found["nc"],
+                cnonce=found["cnonce"],
             )
             if expected == found["response"] and (found["nonce"], found["nc"]) not in seen:
                 seen.add((found["nonce"], found["nc"]))
@@ -263,9 +268,7 @@ def test_commas_in_quotes_and_brackets_do_not_split() -> None:
 # outbound.md, E10: the same octets on both sides
 STUN_REQUEST = bytes.fromhex("000100002112a4423f1c77a90b52e4d86610fa2e")
 STUN_V4 = bytes.fromhex("0101000c2112a4423f1c77a90b52e4d86610fa2e002000080001bda2ea12d50f")
-STUN_V6 = bytes.fromhex(
-    "010100182112a4423f1c77a90b52e4d86610fa2e00200014000232d40113a9fa3f6b77a90b52e4d86610fa27"
-)
+STUN_V6 = bytes.fromhex("010100182112a4423f1c77a90b52e4d86610fa2e00200014000232d40113a9fa3f6b77a90b52e4d86610fa27")
 
 
 @pytest.mark.parametrize(
