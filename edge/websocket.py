@@ -104,11 +104,11 @@ class Upgrade:
     response: bytes
     accepted: UpgradeRequest | None
     rest: bytes
-    _protocol: ServerProtocol
+    max_message: int
 
     def open_stream(self, inner: Handler) -> WebSocketStream:
         """Return the handler and codec of the connection; `inner` gets one call for each message."""
-        return WebSocketStream(self._protocol, inner)
+        return WebSocketStream(inner, self.max_message)
 
 
 class WebSocketUpgrade:
@@ -130,17 +130,17 @@ class WebSocketUpgrade:
             if len(self._buffer) < _REQUEST_LIMIT and not _BARE_LF.search(self._buffer, searched):
                 return None
             end = len(self._buffer)
-        protocol = ServerProtocol(max_size=self._rules.max_message, logger=_log)
-        rest = self._buffer[end:]
+        rules, rest = self._rules, self._buffer[end:]
+        protocol = ServerProtocol(logger=_log)
         try:
             request = _read_request(protocol, self._buffer[:end])
-            wanted = _check_request(request, self._rules, self._secure)
-            refusal = self._rules.authorize(wanted) if self._rules.authorize is not None else None
+            wanted = _check_request(request, rules, self._secure)
+            refusal = rules.authorize(wanted) if rules.authorize is not None else None
             if refusal is not None:
-                return Upgrade(refusal.status, _refuse(refusal.status, refusal.headers), None, rest, protocol)
-            return Upgrade(101, _accept(protocol, request, wanted, self._rules), wanted, rest, protocol)
+                return Upgrade(refusal.status, _refuse(refusal.status, refusal.headers), None, rest, 0)
+            return Upgrade(101, _accept(protocol, request, wanted, rules), wanted, rest, rules.max_message)
         except RemoteError as error:
-            return Upgrade(error.status, _refuse(error.status), None, rest, protocol)
+            return Upgrade(error.status, _refuse(error.status), None, rest, 0)
 
 
 def _read_request(protocol: ServerProtocol, head: bytes) -> Request:
@@ -218,9 +218,10 @@ class WebSocketStream:
 
     __slots__ = ("_message", "_opcode", "_pings", "_protocol", "inner")
 
-    def __init__(self, protocol: ServerProtocol, inner: Handler) -> None:
+    def __init__(self, inner: Handler, max_message: int) -> None:
         self.inner = inner
-        self._protocol = protocol
+        # Not the one of the handshake: that keeps the request and is twice as large.
+        self._protocol = ServerProtocol(state=State.OPEN, max_size=max_message, logger=_log)
         self._message: bytearray | None = None  # fragments so far
         self._opcode = Opcode.TEXT
         self._pings = 0  # ours, not answered yet
