@@ -21,9 +21,10 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")  # visible ASCII without quote, equals s
 _SPECIAL = re.compile(r"[^ !#-\[\]-~]")
 _BREAKS_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", '"': r"\"", "\\": r"\\"}
+_QUOTED = r'"(?:[^"\\]|\\.)*"|\\"(?:[^"\\]|\\[^"])*\\"|[^\s"\\,;]+'  # also one inside a value that is quoted itself
 _SECRETS = (
     (re.compile(r"(?i)(authorization(?:\s|\\[nrt])*:).*"), r"\1 ***"),
-    (re.compile(r'(?i)\b((?:password|token|secret)\s*=\s*)(?:\\?"[^"\\]*\\?"|[^\s"\\,;]+)'), r"\1***"),
+    (re.compile(rf"(?i)\b((?:password|token|secret)\s*=\s*)(?:{_QUOTED})"), r"\1***"),
     (re.compile(r'(?i)\b(response\s*=\s*\\?"?)[0-9a-f]{32,}'), r"\1***"),
     (re.compile(r"(://[^\s:/@]+:)[^\s/@]+(?=@)"), r"\1***"),
 )
