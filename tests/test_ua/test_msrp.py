@@ -197,15 +197,15 @@ async def test_chunks_in_odd_order_with_overlap(pair: Pair) -> None:
 
 
 async def test_slow_reader_stalls_the_sender(pair: Pair) -> None:
-    async with pair() as (near, far):
+    async with pair() as (near, far), asyncio.TaskGroup() as group:
         await near.send(far.path, b"first")
         far.pause_reading()
-        task = asyncio.create_task(near.send(far.path, (bytes(65536) for _ in range(256))))
-        await eventually(lambda: near.open_chunks and near.open_chunks[near.active_link].frame.body_octets > MIB)
-        stalled_at = near.open_chunks[near.active_link].frame.body_octets
-        assert far.links[0].octets_received < stalled_at
+        sending = group.create_task(near.send(far.path, (bytes(65536) for _ in range(256))))
+        chunk = await eventually(lambda: near.open_chunks.get(near.active_link))
+        await eventually(lambda: chunk.frame.body_octets > MIB)
+        assert far.links[0].octets_received < MIB
         far.resume_reading()
-        assert (await within(task, 30)).ok
+        assert (await within(sending, 30)).ok
 
 
 async def test_lost_connection_fails_what_is_open(pair: Pair) -> None:
