@@ -12,6 +12,7 @@ NONCE = "dcd98b7102dd2f0e8b11d0f600bfb0c093"
     [
         ("MD5", "b72b4f10cd6850e9648aa1f4d56623e3"),
         ("SHA-256", "f9b3acbe065b40fd5cf6b20b82665263bc8ecd82bd076d24b87c6f29bb0f3133"),
+        ("SHA-512-256", "f97ace777cfa00135e8d1fe65f2f52a8727e4db5907889c28b8d5edef9439ab9"),
     ],
 )
 def test_register_vector(algorithm: str, expected: str) -> None:
@@ -59,11 +60,10 @@ _E2_PASSWORD = "teal-anchor-42"
 
 
 def test_without_qop_the_old_form_is_used() -> None:
-    """RFC 2617 §3.2.2.1; MD5(HA1:nonce:HA2)."""
-    challenge = digest.Challenge.parse('Digest realm="r", nonce="n"')
-    answer = digest.answer(challenge, "u", "p", "REGISTER", "sip:r")
-    ha1, ha2 = digest.digest("MD5", "u", "r", "p"), digest.digest("MD5", "REGISTER", "sip:r")
-    assert f'response="{digest.digest("MD5", ha1, "n", ha2)}"' in answer.header
+    """RFC 2617 §3.2.2.1: MD5 of HA1:nonce:HA2."""
+    challenge = digest.Challenge.parse(f'Digest realm="example.com", nonce="{NONCE}"')
+    answer = digest.answer(challenge, "bob", "zanzibar", "REGISTER", "sip:example.com")
+    assert 'response="a2e0e4da75d2bd427e51bd11907bb9fc"' in answer.header
     assert "cnonce" not in answer.header
 
 
