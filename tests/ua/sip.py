@@ -15,14 +15,15 @@ import re
 import secrets
 import ssl
 import uuid
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
-from tests.ua import digest, stun
+from tests.ua import stun
 from tests.ua.link import WEBSOCKETS, Address, Link, LinkServer, UdpEndpoint, listen, open_link, open_udp
+from tests.ua.sip_auth import SipCredentials
 from tests.ua.sip_dialog import Call, CallFailed, CSeqCounter, Dialog
+from tests.ua.sip_keepalive import KeepAlive
 from tests.ua.sip_message import (
     HeaderArgument,
     HeaderList,
@@ -33,24 +34,11 @@ from tests.ua.sip_message import (
     encode,
     parse,
 )
-from tests.ua.sip_transaction import ClientTransaction, complete_via, response_destination
+from tests.ua.sip_transaction import REASONS, WITH_CONTACT, ClientTransaction, response_destination, response_lines
 from tests.ua.stun import stun_binding
 from tests.ua.wait import deadline
 
 __all__ = ["Call", "CallFailed", "Dialog", "Request", "Response", "SipUA", "stun_binding"]
-
-REASONS = {
-    100: "Trying", 180: "Ringing", 183: "Session Progress", 200: "OK", 202: "Accepted", 302: "Moved Temporarily",
-    400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-    407: "Proxy Authentication Required", 408: "Request Timeout", 420: "Bad Extension", 423: "Interval Too Brief",
-    430: "Flow Failed", 439: "First Hop Lacks Outbound Support", 480: "Temporarily Unavailable",
-    481: "Call/Transaction Does Not Exist", 486: "Busy Here", 487: "Request Terminated", 488: "Not Acceptable Here",
-    500: "Server Internal Error", 503: "Service Unavailable", 600: "Busy Everywhere", 603: "Decline",
-}  # fmt: skip
-
-WITH_CONTACT = {"INVITE", "UPDATE", "SUBSCRIBE", "NOTIFY", "REFER", "OPTIONS"}
-DIALOG_FORMING = {"INVITE", "SUBSCRIBE", "NOTIFY", "REFER"}
-MAX_CHALLENGES = 4
 
 RequestHandler = Callable[["SipUA", Request], Any]
 
@@ -63,10 +51,10 @@ class SipUA:
         on_request: `callable(ua, request)`; gives None (stay silent), a status, a tuple or dict of `respond`
             arguments, or an awaitable of one of these.
         trace: ("sent" | "received", bytes) of every SIP message; `keepalives` the same for CRLF and STUN.
-        challenges: 401 and 407 answered so far.
+        credentials: user name, password, algorithms; the last answer to a challenge.
         errors: what could not be read; leaving the `async with` block raises if there is any.
         stray: responses that match no open transaction (other forks, retransmissions).
-        answer_pings: False swallows pings. reuse_nonce: answer in advance with a known nonce, nc rising.
+        reuse_nonce: answer in advance with a known nonce, nc rising.
         route: Route values put into requests outside dialogs.
     """
 
@@ -92,27 +80,23 @@ class SipUA:
         auth_user: str | None = None,
         timeout: float = 10.0,
     ) -> None:
-        self.user, self.password, self.domain = user, password, domain
-        self.auth_user = auth_user or user
+        self.user, self.domain = user, domain
+        self.credentials = SipCredentials(auth_user or user, password, algorithms)
         self.server, self.transport = server, transport
         self.local_host, self.local_port = local_host, local_port
         self.reg_id = reg_id
         self.instance = instance or (f"urn:uuid:{uuid.uuid4()}" if reg_id is not None else None)
         self.ssl_context, self.server_hostname = ssl_context, server_hostname
         self.path, self.http_headers, self.subprotocols = path, http_headers, subprotocols
-        self.retransmit, self.algorithms, self.timeout = retransmit, algorithms, timeout
+        self.retransmit, self.timeout = retransmit, timeout
 
         self.incoming: asyncio.Queue[Request] = asyncio.Queue()
         self.on_request: RequestHandler | None = None
         self.trace: list[tuple[str, bytes]] = []
-        self.keepalives: list[tuple[str, bytes]] = []
-        self.challenges = 0
         self.errors: list[Exception] = []
         self.stray: list[Response] = []
-        self.answer_pings = True
         self.reuse_nonce = False
         self.route: list[str] = []
-        self.last_answer: digest.Answer | None = None
         self.registration: Response | None = None
         self.register_call_id = f"{secrets.token_hex(8)}@{user}.ua"
         self.register_cseq = CSeqCounter()
@@ -122,15 +106,11 @@ class SipUA:
         self.endpoint: UdpEndpoint | None = None
         self.listener: LinkServer | None = None
         self._invalid_host = f"{secrets.token_hex(6)}.invalid"
+        self._keepalive = KeepAlive()
         self._readers: dict[Link, SipStreamReader] = {}
-        self._line_ends: dict[Link, int] = {}
         self._transactions: dict[tuple[str, str], ClientTransaction] = {}
         self._answered: dict[tuple[str, str, str], tuple[bytes, Link] | None] = {}
         self._tags: dict[tuple[str, str | None, int], str] = {}
-        self._pongs: list[tuple[Link, asyncio.Future[None]]] = []
-        self._bindings: dict[bytes, asyncio.Future[stun.StunMessage]] = {}
-        self._nonce_uses: defaultdict[str, int] = defaultdict(int)
-        self._known: dict[tuple[str, str], digest.Challenge] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- life ---------------------------------------------------------------------------------------------
@@ -197,6 +177,11 @@ class SipUA:
             await self.link.wait_closed()
         await self.stop()
         await self.start()
+
+    @property
+    def challenges(self) -> int:
+        """How many 401 and 407 were answered so far."""
+        return self.credentials.challenges
 
     # -- names --------------------------------------------------------------------------------------------
 
@@ -393,7 +378,7 @@ class SipUA:
         if content_type is not None and "Content-Type" not in headers:
             headers = HeaderList([*headers, ("Content-Type", content_type)])
         if auth and self.reuse_nonce:
-            headers = self._with_known_credentials(method, uri, headers)
+            headers = self.credentials.in_advance(method, uri, headers)
         answered = 0
         while True:
             raw = encode(f"{method} {uri} SIP/2.0", headers, body)
@@ -402,8 +387,8 @@ class SipUA:
                 call.note_transaction(transaction)
             response = await transaction.result(timeout or self.timeout)
             response.challenges = answered
-            self._learn_next_nonce(response)
-            retry = self._answer(response, headers, answered) if auth else None
+            self.credentials.learn(response)
+            retry = self.credentials.retry(response, headers, answered) if auth else None
             if retry is None:
                 return response
             answered += 1
@@ -459,48 +444,6 @@ class SipUA:
             recipient=to or f"<{uri}>",
         )
 
-    # -- authentication -----------------------------------------------------------------------------------
-
-    def _answer(self, response: Response, headers: HeaderList, answered: int) -> HeaderList | None:
-        """Return the headers with credentials for a challenge, or None where there is nothing (more) to try."""
-        if response.status not in (401, 407) or self.password is None or answered >= MAX_CHALLENGES:
-            return None
-        challenge_name, name = _challenge_headers(response.status)
-        challenge = digest.choose(response.all(challenge_name), self.algorithms)
-        if challenge is None or response.request is None:
-            return None
-        refused = any(f'realm="{challenge.realm}"' in value for value in headers.all(name))
-        if refused and not challenge.stale:
-            return None
-        self.challenges += 1
-        self._known[name, challenge.realm] = challenge
-        others = [(name, value) for value in headers.all(name) if f'realm="{challenge.realm}"' not in value]
-        request = response.request
-        return headers.override([*others, (name, self._credentials(challenge, request.method, request.uri))])
-
-    def _credentials(self, challenge: digest.Challenge, method: str, uri: str) -> str:
-        self._nonce_uses[challenge.nonce] += 1
-        self.last_answer = digest.answer(
-            challenge, self.auth_user, self.password or "", method, uri, count=self._nonce_uses[challenge.nonce]
-        )
-        return self.last_answer.header
-
-    def _with_known_credentials(self, method: str, uri: str, headers: HeaderList) -> HeaderList:
-        given = [
-            (name, self._credentials(challenge, method, uri))
-            for (name, _), challenge in self._known.items()
-            if name not in headers
-        ]
-        return HeaderList([*headers, *given])
-
-    def _learn_next_nonce(self, response: Response) -> None:
-        value = response.get("Authentication-Info")
-        nonce = digest.parse_parameters(value).get("nextnonce") if value else None
-        if nonce is None or self.last_answer is None:
-            return
-        old = self.last_answer.challenge
-        self._known["Authorization", old.realm] = digest.Challenge(old.realm, nonce, old.algorithm, old.opaque, old.qop)
-
     def _renew(self, headers: HeaderList, method: str, cseq: CSeqCounter | None) -> HeaderList:
         """Give the request a new branch and the next CSeq (RFC 3261 §22.2: it is a new request)."""
         number = int(headers["CSeq"].split()[0]) + 1
@@ -522,22 +465,13 @@ class SipUA:
         content_type: str | None = None,
     ) -> Response:
         """Send a response the way the request came (RFC 3261 §18.2.2, RFC 3581) and return it."""
-        assert request.link is not None
-        lines = [("Via", value) for value in complete_via(request)]
-        if 100 < code < 300 and request.method in DIALOG_FORMING:
-            lines += [("Record-Route", value) for value in request.all("Record-Route")]
-        lines += [
-            ("From", request["From"]),
-            ("To", self.local_party(request, to_tag) if code > 100 else request["To"]),
-            ("Call-ID", request.call_id),
-            ("CSeq", request["CSeq"]),
-        ]
-        if 100 < code < 300 and request.method in WITH_CONTACT:
-            lines.append(("Contact", f"<{self.contact_uri(ob=self.reg_id is not None)}>"))
+        party = self.local_party(request, to_tag) if code > 100 else request["To"]
+        contact = f"<{self.contact_uri(ob=self.reg_id is not None)}>"
+        lines = response_lines(request, code, party, contact)
         if content_type or body:
-            lines.append(("Content-Type", content_type or "application/sdp"))
+            lines.lines.append(("Content-Type", content_type or "application/sdp"))
         phrase = REASONS.get(code, "Unspecified") if reason is None else reason
-        raw = encode(f"SIP/2.0 {code} {phrase}", HeaderList(lines).override(headers), body)
+        raw = encode(f"SIP/2.0 {code} {phrase}", lines.override(headers), body)
         link = self._response_link(request)
         self._answered[self._server_key(request)] = (raw, link)
         self._send(raw, link)
@@ -579,63 +513,32 @@ class SipUA:
         """Send a keep-alive and wait for its answer (RFC 5626 §3.5, §4.4).
 
         On streams and WebSocket CRLF CRLF is answered by CRLF. On UDP a STUN Binding goes to the server from our
-        SIP socket, and the mapped address is returned.
+        SIP socket, and the mapped address is returned. Raises TimeoutError; OB-UA-06 gives the server 10 s.
         """
-        link = self._pick_link("")
-        if link.transport == "udp":
-            return await self._stun(link, seconds)
-        pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pongs.append((link, pong))
-        self._keepalive(b"\r\n\r\n", link)
-        async with deadline(seconds):
-            await pong
-        return None
+        return await self._keepalive.ping(self._pick_link(""), seconds)
 
-    async def _stun(self, link: Link, seconds: float) -> Address:
-        request = stun.binding_request()
-        answer: asyncio.Future[stun.StunMessage] = asyncio.get_running_loop().create_future()
-        self._bindings[request.transaction] = answer
-        self._keepalive(request.encode(), link)
-        async with deadline(seconds):
-            return stun.mapped_address(await answer)
+    @property
+    def keepalives(self) -> list[tuple[str, bytes]]:
+        """("sent" | "received", bytes) of every CRLF and STUN keep-alive."""
+        return self._keepalive.log
 
-    def _keepalive(self, data: bytes, link: Link) -> None:
-        self.keepalives.append(("sent", data))
-        link.send(data)
+    @property
+    def answer_pings(self) -> bool:
+        """Whether pings of the other side are answered; False swallows them."""
+        return self._keepalive.answering
 
-    def _receive_stun(self, link: Link, data: bytes) -> None:
-        self.keepalives.append(("received", data))
-        message = stun.parse(data)
-        if message.kind == stun.BINDING_REQUEST:
-            if self.answer_pings:
-                self._keepalive(stun.binding_success(message, link.remote).encode(), link)
-        elif message.transaction in self._bindings:
-            self._bindings.pop(message.transaction).set_result(message)
-
-    def _receive_line_end(self, link: Link) -> None:
-        """Take one CRLF between messages: a pong if we wait for one, else half a ping."""
-        waiting = next((pair for pair in self._pongs if pair[0] is link), None)
-        if waiting is not None:
-            self._pongs.remove(waiting)
-            self.keepalives.append(("received", b"\r\n"))
-            if not waiting[1].done():
-                waiting[1].set_result(None)
-            return
-        self._line_ends[link] = self._line_ends.get(link, 0) + 1
-        if self._line_ends[link] == 2:
-            self._line_ends[link] = 0
-            self.keepalives.append(("received", b"\r\n\r\n"))
-            if self.answer_pings:
-                self._keepalive(b"\r\n", link)
+    @answer_pings.setter
+    def answer_pings(self, value: bool) -> None:
+        self._keepalive.answering = value
 
     # -- receiving ----------------------------------------------------------------------------------------
 
     def _on_data(self, link: Link, data: bytes) -> None:
         try:
             if link.transport == "udp" and stun.is_stun(data):
-                self._receive_stun(link, data)
+                self._keepalive.receive_stun(link, data)
             elif link.transport == "udp" and not data.strip(b"\r\n"):
-                self.keepalives.append(("received", data))
+                self._keepalive.log.append(("received", data))
             elif link.transport == "udp" or (link.transport in WEBSOCKETS and data.strip(b"\r\n")):
                 self._receive(data, link)
             else:
@@ -646,9 +549,9 @@ class SipUA:
     def _receive_stream(self, link: Link, data: bytes) -> None:
         for piece in self._readers.setdefault(link, SipStreamReader()).feed(data):
             if piece == b"\r\n":
-                self._receive_line_end(link)
+                self._keepalive.receive_line_end(link)
             else:
-                self._line_ends[link] = 0
+                self._keepalive.receive_message(link)
                 self._receive(piece, link)
 
     def _receive(self, raw: bytes, link: Link) -> None:
@@ -715,9 +618,7 @@ class SipUA:
         for transaction in self._transactions.values():
             if transaction.link is link:
                 transaction.link_lost(link.reason or "closed")
-        for owner, pong in self._pongs:
-            if owner is link and not pong.done():
-                pong.set_exception(ConnectionError(f"connection ended before the pong: {link.reason}"))
+        self._keepalive.link_lost(link)
 
     # -- sending ------------------------------------------------------------------------------------------
 
@@ -761,9 +662,3 @@ class SipUA:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _challenge_headers(status: int) -> tuple[str, str]:
-    if status == 401:
-        return "WWW-Authenticate", "Authorization"
-    return "Proxy-Authenticate", "Proxy-Authorization"

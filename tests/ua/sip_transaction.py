@@ -10,6 +10,18 @@ from tests.ua.wait import deadline
 T1_S = 0.5
 T2_S = 4.0
 
+REASONS = {
+    100: "Trying", 180: "Ringing", 183: "Session Progress", 200: "OK", 202: "Accepted", 302: "Moved Temporarily",
+    400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    407: "Proxy Authentication Required", 408: "Request Timeout", 420: "Bad Extension", 423: "Interval Too Brief",
+    430: "Flow Failed", 439: "First Hop Lacks Outbound Support", 480: "Temporarily Unavailable",
+    481: "Call/Transaction Does Not Exist", 486: "Busy Here", 487: "Request Terminated", 488: "Not Acceptable Here",
+    500: "Server Internal Error", 503: "Service Unavailable", 600: "Busy Everywhere", 603: "Decline",
+}  # fmt: skip
+
+WITH_CONTACT = {"INVITE", "UPDATE", "SUBSCRIBE", "NOTIFY", "REFER", "OPTIONS"}
+DIALOG_FORMING = {"INVITE", "SUBSCRIBE", "NOTIFY", "REFER"}
+
 
 class ClientTransaction:
     """One request on its way, and what came back for it.
@@ -160,6 +172,17 @@ def complete_via(request: Request) -> list[str]:
     if header_parameter(top, "received") is None and ("rport" in names or host.strip("[] ") != source[0]):
         top += f";received={source[0]}"
     return [", ".join([top, *others]), *lines[1:]]
+
+
+def response_lines(request: Request, code: int, to: str, contact: str) -> HeaderList:
+    """Return the header lines of a response: what it copies from the request (§8.2.6.2, §12.1.1), and Contact."""
+    lines = [("Via", value) for value in complete_via(request)]
+    if 100 < code < 300 and request.method in DIALOG_FORMING:
+        lines += [("Record-Route", value) for value in request.all("Record-Route")]
+    lines += [("From", request["From"]), ("To", to), ("Call-ID", request.call_id), ("CSeq", request["CSeq"])]
+    if 100 < code < 300 and request.method in WITH_CONTACT:
+        lines.append(("Contact", contact))
+    return HeaderList(lines)
 
 
 def _values_in(line: str) -> int:
