@@ -79,7 +79,9 @@ def load_ssl_context(
 
 
 def client_ssl_context(trust: str | Path = "", source: str = "defaults") -> ssl.SSLContext:
-    """Make the context for connections we open: TLS 1.2 and later, chain verified against `trust` or the system's roots.
+    """Make the context for connections we open: TLS 1.2 and later, chain verified.
+
+    The roots are those in the file `trust`, or the system's.
 
     Whether the certificate names the peer is not checked by this context: Python accepts wildcards, which SIP does not
     (RFC 5922 §7.2), so whoever dials asks `names_host` after the handshake.

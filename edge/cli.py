@@ -1,7 +1,7 @@
 """The `edge` command: serve, check, and the operator's view of users and of a running server.
 
-What goes wrong is one line on standard error, `edge: FILE: key: reason` where a setting is to blame. Exit status: 0 done,
-2 a setting or an argument is wrong, 1 everything else (no such user, the server does not answer).
+What goes wrong is one line on standard error, `edge: FILE: key: reason` where a setting is to blame. Exit status:
+0 done, 2 a setting or an argument is wrong, 1 everything else (no such user, the server does not answer).
 """
 
 import getpass

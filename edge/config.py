@@ -1,8 +1,8 @@
 """Settings: TOML in, typed and validated settings out.
 
-`load_settings` reads one file; without one, `Settings()` are the defaults. What the file says is checked in three steps,
-and the first problem is raised as `ConfigError` with file, dotted key and reason: unknown keys and words outside a
-closed set (`_check_names`), types and ranges (msgspec), and the rest (`edge.configcheck`).
+`load_settings` reads one file; without one, `Settings()` are the defaults. What the file says is checked in three
+steps, and the first problem is raised as `ConfigError` with file, dotted key and reason: unknown keys and words outside
+a closed set (`_check_names`), types and ranges (msgspec), and the rest (`edge.configcheck`).
 """
 
 import difflib

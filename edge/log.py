@@ -3,9 +3,9 @@ r"""Logging: one event is one line, and nothing from the wire can break or forge
     2026-11-20T19:40:00.123Z INFO edge.conn opened src=192.0.2.7:50612 conn=w0-67aa-12 transport=tls
 
 Loggers are named by part: `edge.conn`, `edge.sip`, `edge.msrp`, `edge.security`, `edge.admin`, `edge.storage`,
-`edge.server`. What stands before `src=` is fixed for each event, and `src` is the socket's peer or the PROXY header's, so
-that a log watcher can trust it. Values pass through `quote`. Bodies and credentials are never logged on purpose; what
-looks like a credential is masked on the way out all the same, because a peer chooses what it puts into a user name.
+`edge.server`. What stands before `src=` is fixed for each event, and `src` is the socket's peer or the PROXY header's,
+so that a log watcher can trust it. Values pass through `quote`. Bodies and credentials are never logged on purpose;
+what looks like a credential is masked all the same, because a peer chooses what it puts into a user name.
 """
 
 import logging
@@ -142,7 +142,10 @@ class RateLimited:
 
 
 def set_up_logging(level: int = logging.INFO, stream: TextIO | None = None) -> None:
-    """Send every logger's lines from `level` up to a stream, standard error by default; calling it again replaces that."""
+    """Send log lines to a stream (standard error by default): ours from `level` up, other libraries' from WARNING up.
+
+    Calling it again replaces what was set up before.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -1,7 +1,7 @@
 """The sections of the configuration as frozen structs, with their defaults and ranges.
 
-Attributes are named as the keys of the file; `docs/configuration.md` describes each. Types and ranges are enforced when a
-file is read (`edge.config`), not by the constructors, so a test or an embedding program may build
+Attributes are named as the keys of the file; `docs/configuration.md` describes each. Types and ranges are enforced when
+a file is read (`edge.config`), not by the constructors, so a test or an embedding program may build
 `Limits(idle_timeout=0.2)` where a file may not say so. What needs a grammar or two values is in `edge.configcheck`.
 """
 
@@ -62,12 +62,12 @@ class Listen(Section, frozen=True):
 
     @property
     def advertised_host(self) -> str:
-        """Host for Via, Path, Record-Route and Use-Path, IPv6 without brackets; the bound one when nothing is advertised."""
+        """Host for Via, Path, Record-Route and Use-Path, IPv6 without brackets; the bound one by default."""
         return split_host_port(self.advertise, self.port)[0] if self.advertise else self.host
 
     @property
     def advertised_port(self) -> int:
-        """Port for Via, Path, Record-Route and Use-Path; the bound one when nothing is advertised."""
+        """Port for Via, Path, Record-Route and Use-Path; the bound one by default."""
         return split_host_port(self.advertise, self.port)[1] if self.advertise else self.port
 
     @property
@@ -227,7 +227,7 @@ class Admin(Section, frozen=True):
 
 
 def default_domains() -> tuple[str, ...]:
-    """Name the domains served without a configuration: `localhost` and the machine's own name, where it is a host name."""
+    """Name the domains served without a configuration: `localhost` and the machine's name, where it is a host name."""
     name = socket.gethostname().lower()
     return ("localhost", name) if name != "localhost" and is_host(name) else ("localhost",)
 

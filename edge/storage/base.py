@@ -65,7 +65,7 @@ class UserStore(Protocol):
     """Who may log in."""
 
     def fetch(self, username: str, domain: str, done: FetchDone) -> None:
-        """Look a user up without blocking; `done` gets the credential, None for nobody, or the error, on the event loop.
+        """Look a user up without blocking; `done` gets the credential, None for nobody, or the error, on the loop.
 
         A store that need not ask anybody calls `done` before it returns.
         """

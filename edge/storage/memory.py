@@ -28,7 +28,7 @@ class MemoryBindingStore:
         """Return nothing: no process before this one left any."""
         return []
 
-    def save(self, changes: Sequence[BindingChange], done: SaveDone | None) -> None:  # noqa: ARG002 - nothing to keep
+    def save(self, changes: Sequence[BindingChange], done: SaveDone | None) -> None:
         """Answer at once."""
         if done is not None:
             done(None)

@@ -45,7 +45,7 @@ LONG_STRING = 4096
 
 
 class Octets(LargeBinary):
-    """Bytes as they are: every driver we use takes `bytes`, and wrapping eight of them a row costs more than the row."""
+    """Bytes as they are: every driver we use takes `bytes`, and wrapping eight in a row costs more than the row."""
 
     cache_ok = True
 
@@ -227,7 +227,7 @@ def _probe_sqlite(url: URL) -> str:
 def _parse_url(text: str) -> URL:
     try:
         url = make_url(text)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise StorageError("not a usable URL") from error
     url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
     if url.drivername.startswith("sqlite") and url.database in (None, "", ":memory:"):

@@ -96,7 +96,7 @@ class SqlUserStore(DatabaseThread[_Wanted]):
 
     def _keep_house(self) -> None:
         if not self.health.healthy and self.health.retry_in == 0:
-            self._answers([("", "", lambda answer: None)])  # noqa: ARG005 - only to see whether it answers
+            self._answers([("", "", lambda answer: None)])  # only to see whether it answers
 
 
 class SqlBindingStore(DatabaseThread[_Write]):

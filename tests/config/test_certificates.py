@@ -59,7 +59,7 @@ def test_half_a_pair_is_not_overwritten(pair: tuple[Path, Path]) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tls.certificate: cannot write .*No such file or directory"):
+    with pytest.raises(ConfigError, match=r"tls.certificate: cannot write .*No such file or directory"):
         make_self_signed(["edge.example"], tmp_path / "no" / "c", tmp_path / "no" / "k")
 
 
