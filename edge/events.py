@@ -97,6 +97,47 @@ class FlowFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FlowSuspect(Event):
+    """A flow that promised keep-alives has been silent for too long; it still is used."""
+
+    name: ClassVar[str] = "flow.suspect"
+    flow: str
+    transport: str
+    remote: str
+    local: str
+    silent_s: float
+    registrations: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecovered(Event):
+    """A flow that was suspect, or had failed for its silence alone, spoke again."""
+
+    name: ClassVar[str] = "flow.recovered"
+    flow: str
+    transport: str
+    remote: str
+    local: str
+    registrations: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowReplaced(Event):
+    """A registration moved to another flow, which becomes the heir: it gets what is addressed to `flow`.
+
+    The addresses are those of the heir.
+    """
+
+    name: ClassVar[str] = "flow.replaced"
+    flow: str
+    heir: str
+    transport: str
+    remote: str
+    local: str
+    registrations: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RegistrationChanged(Event):
     """Bindings of an address of record changed. `change` is added, refreshed, removed or expired."""
 
