@@ -73,7 +73,6 @@ async def test_a_user_is_found_with_both_hashes_and_a_stranger_is_not(
     assert storage.healthy
 
 
-@pytest.mark.requirement("MSRP-SEC-09")
 async def test_only_hashes_are_kept(url: str, opened: Opener) -> None:
     database = opened(url).database
     UserTable(database).add([(User("alice", "example.com"), "secret")])
