@@ -30,7 +30,8 @@ from websockets.typing import Subprotocol
 from edge.errors import RemoteError
 
 if TYPE_CHECKING:
-    from edge.connections import Connection, Handler, StreamConnection
+    from edge.connections import Connection, Handler
+    from edge.stream import StreamConnection
 
 PING_S = 30.0  # an idle client is pinged this often (RFC 7977 §6)
 

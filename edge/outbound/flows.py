@@ -332,12 +332,13 @@ class FlowTable:
         """The registration `known` of another flow came back over `flow`, which is now the heir of that flow."""
         old = known.flow
         self._take_off(known)
-        elders = [serial for serial in (*flow.elders, *old.elders, old.serial) if serial != flow.serial]
-        self._drop_heirs(flow, elders[:-_MAX_ELDERS])
-        self._heirs.pop(flow.serial, None)  # who comes back to a flow it had left
-        old.elders, flow.elders = (), tuple(elders[-_MAX_ELDERS:])
-        for serial in flow.elders:
+        known_as = dict.fromkeys((*flow.elders, *old.elders, old.serial))
+        elders = [serial for serial in known_as if serial != flow.serial]
+        for serial in elders:
             self._heirs[serial] = flow.serial
+        self._heirs.pop(flow.serial, None)  # who comes back to a flow it had left
+        self._drop_heirs(flow, elders[:-_MAX_ELDERS])
+        old.elders, flow.elders = (), tuple(elders[-_MAX_ELDERS:])
         if old.announced:
             moved = (known.describe(now),)
             self._publish(FlowReplaced(self._name(old.serial), *_describe(connection), registrations=moved))

@@ -32,11 +32,9 @@ _UNKNOWN_ATTRIBUTES = 0x000A
 _XOR_MAPPED_ADDRESS = 0x0020
 _FINGERPRINT = 0x8028
 _OPTIONAL = 0x8000  # from here on an attribute we do not know is ignored
-_KNOWN = frozenset(
-    # MAPPED-ADDRESS, USERNAME, ..., REALM, NONCE, the integrity and password attributes of RFC 8489
-    (0x0001, 0x0006, _MESSAGE_INTEGRITY, _ERROR_CODE, _UNKNOWN_ATTRIBUTES, 0x0014, 0x0015, 0x001C, 0x001D, 0x001E)
-    + (_XOR_MAPPED_ADDRESS,)
-)
+# MAPPED-ADDRESS, USERNAME, ..., REALM, NONCE, and what RFC 8489 added for integrity and passwords
+_KNOWN = frozenset((0x0001, 0x0006, _MESSAGE_INTEGRITY, _ERROR_CODE, _UNKNOWN_ATTRIBUTES, _XOR_MAPPED_ADDRESS))
+_KNOWN |= {0x0014, 0x0015, 0x001C, 0x001D, 0x001E}
 _FINGERPRINT_XOR = 0x5354554E
 _MOST_UNKNOWN = 32  # named in one error answer, so that it stays small
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from edge.connections import Connection, ConnectionTable, StreamConnection, Transport
+from edge.connections import Connection, ConnectionTable, Transport
 from edge.events import ConnectionClosed, ConnectionFailed, Event, EventBus
+from edge.stream import StreamConnection
 from edge.websocket import UpgradeRules, WebSocketStream, WebSocketUpgrade
 from tests.ua.wait import eventually, within
 
