@@ -134,6 +134,20 @@ async def test_abort_ends_with_hash_sign(pair: Pair) -> None:
         )
 
 
+async def test_early_error_ends_an_open_chunk(pair: Pair) -> None:
+    async with pair() as (near, far):
+        far.answer = None
+        far.on_body = lambda frame, data: far.respond(frame, 408) if data == b"abc" else None
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"abc"
+            await eventually(lambda: near.received(""))
+            yield b"never sent"
+
+        sent = await near.send(far.path, body())
+        assert (sent.statuses, sent.chunks[0].flag, sent.chunks[0].body_octets) == ([408], "#", 3)
+
+
 async def test_delivery_octet_by_octet(pair: Pair) -> None:
     async with pair() as (near, far):
         chunk = near.start_chunk(far.path, [("Message-ID", "slow.1"), ("Byte-Range", "1-3/3")])

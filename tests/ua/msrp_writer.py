@@ -109,6 +109,8 @@ class MessageWriter:
         chunk = self._open(byte_range or f"1-*/{_star(total)}")
         try:
             async for piece in pieces:
+                if _refused(chunk):
+                    raise Abort
                 if self.peer.is_held(self.link):
                     start += chunk.frame.body_octets
                     await chunk.end("+")
@@ -151,6 +153,12 @@ async def regroup(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[byte
             del buffer[:size]
     if buffer:
         yield bytes(buffer)
+
+
+def _refused(chunk: OutgoingChunk) -> bool:
+    """Whether an error came before the chunk's end: the rest need not be sent (RFC 4975 §7.1.2)."""
+    answer = chunk.response
+    return answer.done() and not answer.cancelled() and not answer.exception() and answer.result().status != 200
 
 
 def _star(total: int | None) -> str:
