@@ -89,13 +89,18 @@ class PingScanner:
     """Skip the CRLF keep-alives in front of a message and count the pings among them (RFC 5626 §4.4.1).
 
     Two CRLF make a ping, in one read or in several; a single one is a pong or filler. A first half older than one
-    second is forgotten, and so is one that something else follows.
+    second is forgotten, and so is one that something else follows: in the same read `scan` sees that, else the caller
+    says so with `forget`.
     """
 
     __slots__ = ("_half_at", "pings")
 
     def __init__(self) -> None:
         self.pings = 0  # found by the last call of `scan`
+        self._half_at = -_HALF_PING_S
+
+    def forget(self) -> None:
+        """Something else came: a CRLF before it is no half of a ping behind it."""
         self._half_at = -_HALF_PING_S
 
     def scan(self, data: bytes, now: float, start: int = 0) -> int:
@@ -112,7 +117,7 @@ class PingScanner:
         self.pings, odd = divmod(lines, 2)
         rest = data[end : end + 1]
         if rest and rest != b"\r":
-            self._half_at = -_HALF_PING_S
+            self.forget()
         elif end > start:
             self._half_at = now if odd else -_HALF_PING_S
         return end

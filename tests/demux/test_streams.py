@@ -236,3 +236,6 @@ def test_scanner_leaves_a_trailing_cr_and_forgets_a_half_that_is_followed_by_som
     assert scanner.scan(b"INVITE", 0.3) == 0
     assert scanner.scan(b"\r\n", 0.4) == 2
     assert scanner.pings == 0
+    scanner.forget()
+    assert scanner.scan(b"\r\n", 0.5) == 2
+    assert scanner.pings == 0
