@@ -227,9 +227,10 @@ def _probe_sqlite(url: URL) -> str:
 def _parse_url(text: str) -> URL:
     try:
         url = make_url(text)
+        url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+        url.get_dialect()
     except (ArgumentError, ValueError) as error:
         raise StorageError("not a usable URL") from error
-    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
     if url.drivername.startswith("sqlite") and url.database in (None, "", ":memory:"):
         raise StorageError('an SQLite URL names a file; to keep nothing, write "memory:"')
     return url

@@ -19,8 +19,8 @@ from edge.config import Storage as StorageSettings
 from edge.storage import open_storage
 from edge.storage.base import BindingRow
 from edge.storage.sql import SqlStorage
-from tests.conftest import free_port, scaled
-from tests.ua.wait import within
+from tests.conftest import free_port
+from tests.ua.wait import scaled, within
 
 
 class Postgres:

@@ -20,9 +20,9 @@ from edge.storage import sql
 from edge.storage.base import PutBinding, RemoveBinding, StorageError
 from edge.storage.schema import Database
 from edge.storage.sql import SqlBindingStore, SqlStorage
-from tests.conftest import ROOT, scaled
+from tests.conftest import ROOT
 from tests.storage.conftest import Answers, Opener, Postgres, Row
-from tests.ua.wait import eventually
+from tests.ua.wait import eventually, scaled
 
 
 @contextmanager
