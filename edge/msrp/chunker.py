@@ -1,0 +1,486 @@
+"""What leaves on one connection: chunks, cut and taken in turns (RFC 4975 §5.1, §7.1.1; RFC 4976 §6.4.1).
+
+An incoming SEND that does not leave as one frame becomes an `OutStream`; an `Outbox` writes the streams of one connection.
+
+    open    a piece of this stream is on the wire without its end-line; None between frames
+    lanes   messages with octets that wait, in the order of their turns; each is a queue of the streams of one message
+    feeders connections that are not read because of what waits here
+
+Any other frame goes at once: the open piece is cut (`+`), the frame written, the rest of the stream follows in a piece with
+its own id and range. A piece is opened only when 2048 octets and one more are there or the end is known, so an open one
+can be cut at any moment, no piece is too small, and the last one is never empty. A WebSocket takes whole frames only: its
+pieces wait until they are complete (RFC 7977 §5.1).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from edge.msrp.frame import Head, encode_byte_range
+from edge.msrp.framing import END_LINE
+from edge.msrp.report import Outstanding
+
+if TYPE_CHECKING:
+    from edge.connections import Connection
+    from edge.msrp.handler import MsrpHandler
+    from edge.msrp.relay import Relay
+    from edge.msrp.route import Route
+
+MIN_PIECE = 2048  # below it chunks must not be interrupted (RFC 4975 §7.1.1)
+TURN = 16384
+PUMP_LIMIT = 65536  # octets written before others get the loop
+FEEDER_HIGH = 131072
+FEEDER_LOW = 65536
+_NO_LIMIT = 1 << 62
+
+
+class OutStream:
+    """One incoming SEND chunk on its way out.
+
+    `position` is the number of the next octet that leaves, `flag` empty until the chunk's end-line came, `piece` the octets
+    written of the piece that is open. `failed` says that its sender was told, so that nobody tells it again.
+    """
+
+    __slots__ = (
+        "_offset", "_parts", "_range_after", "_range_before", "begun", "failed", "flag", "has_body", "head", "lane", "last",
+        "piece", "piece_start", "position", "queued", "route", "size", "total", "transaction_id",
+    )  # fmt: skip
+
+    def __init__(self, route: Route, head: Head) -> None:
+        self.route = route
+        self.head = head
+        self.has_body = head.has_body
+        self.position = head.range.start if head.range else 1
+        self.total = head.range.total if head.range else None
+        self._range_before, self._range_after = _split_range(head)
+        self._parts: deque[bytes] = deque()
+        self._offset = 0  # octets of the first part that are gone
+        # What keeps the octets of one message in order: the sender's connection and the Message-ID.
+        self.lane = (route.source.connection.id, head.message_id)
+        self.size = 0
+        self.flag = b""
+        self.piece = 0
+        self.piece_start = 0
+        self.transaction_id = b""  # of the piece that is open
+        self.last = b""  # the last octets of the open piece, where an end-line may have begun
+        self.begun = False
+        self.queued = False
+        self.failed = False
+
+    def add(self, data: bytes) -> None:
+        """Take octets over."""
+        self._parts.append(data)
+        self.size += len(data)
+        self.route.source.buffered += len(data)
+
+    def take(self, limit: int) -> bytes:
+        """Give the next octets away: at most `limit`, all from one `add`, never none while there are some."""
+        part, offset = self._parts[0], self._offset
+        left = len(part) - offset - limit
+        if left > 0:
+            self._offset = offset + limit
+            if left <= MIN_PIECE:  # do not keep the buffer of a whole read for its last octets
+                self._parts[0], self._offset = part[offset + limit :], 0
+            part = part[offset : offset + limit]
+        else:
+            self._parts.popleft()
+            self._offset = 0
+            part = part[offset:] if offset else part
+        self._count(-len(part))
+        return part
+
+    def take_all(self, count: int) -> bytes:
+        """Give exactly `count` octets away, of which there are enough."""
+        parts = []
+        while count:
+            part = self.take(count)
+            count -= len(part)
+            parts.append(part)
+        return b"".join(parts)
+
+    def put_back(self, data: bytes) -> None:
+        """Undo a part of `take`."""
+        if self._offset:
+            self._parts[0], self._offset = self._parts[0][self._offset :], 0
+        self._parts.appendleft(data)
+        self._count(len(data))
+
+    def drop(self, keep: int = 0) -> None:
+        """Forget what waits, but for the first `keep` octets."""
+        position, kept = self.position, self.take_all(min(keep, self.size))
+        self.route.source.buffered -= self.size
+        self._parts.clear()
+        self._offset = self.size = 0
+        if kept:
+            self.add(kept)
+        self.position = position
+
+    def _count(self, change: int) -> None:
+        self.size += change
+        self.position -= change
+        self.route.source.buffered += change
+
+    def heads(self, end: int | None) -> bytes:
+        """Write the headers after the paths for a piece that starts at `position` and ends at `end`, if that is known."""
+        if not self.has_body:
+            return self.head.rest
+        return self._range_before + encode_byte_range(self.position, end, self.total) + self._range_after
+
+    def whole_heads(self, websocket: bool) -> bytes:
+        """Write them for the rest of the chunk, all of which is there (RFC 4975 §7.1.1: a number only up to 2048 octets)."""
+        if self.size > MIN_PIECE:
+            return self.heads(None)
+        if self.begun or (websocket and self.head.range is not None and self.head.range.end is None):
+            return self.heads(self.position + self.size - 1)
+        return self.head.rest if self.head.range else self.heads(None)
+
+
+def _split_range(head: Head) -> tuple[bytes, bytes]:
+    """Split the header lines around the value of Byte-Range; without one, make room in front of the MIME headers."""
+    lines = head.rest.split(b"\r\n")
+    for number, line in enumerate(lines):
+        if line[:11].lower() == b"byte-range:":
+            before, after = lines[:number], lines[number + 1 :]
+            break
+    else:
+        number = next((n for n, line in enumerate(lines) if line[:8].lower() == b"content-"), len(lines) - 1)
+        before, after = lines[:number], lines[number:]
+    return b"".join(line + b"\r\n" for line in before) + b"Byte-Range: ", b"\r\n" + b"\r\n".join(after)
+
+
+class Outbox:
+    """The outgoing half of one MSRP connection.
+
+    `pending` are the transactions of ours that are open here, by id; `queued` counts the octets ever written. `limit` is
+    the size at which pieces are cut. `connecting` is set while a connection that we dial is not up.
+    """
+
+    __slots__ = (
+        "_pumping", "closed", "connecting", "connection", "feeders", "handler", "lanes", "limit", "open", "outstanding",
+        "pending", "queued", "relay", "routes", "streams", "stuck", "websocket",
+    )  # fmt: skip
+
+    connection: Connection
+
+    def __init__(self, relay: Relay, handler: MsrpHandler, limit: int) -> None:
+        self.relay = relay
+        self.handler = handler
+        self.outstanding = Outstanding(self)
+        self.pending = self.outstanding.pending
+        self.queued = 0
+        self.open: OutStream | None = None
+        self.lanes: dict[tuple[int, bytes], deque[OutStream]] = {}
+        self.streams: dict[OutStream, None] = {}
+        self.feeders: dict[MsrpHandler, None] = {}
+        self.stuck: set[MsrpHandler] = set()  # links that were not read for too long because of this connection
+        self.routes: set[Route] = set()
+        self.limit = limit or _NO_LIMIT
+        self.websocket = False
+        self.connecting = False
+        self.closed = False
+        self._pumping = False
+
+    def attach(self, connection: Connection) -> None:
+        """Use this connection; separate from the constructor because a dialled one comes later."""
+        self.connection = connection
+        self.websocket = connection.transport.websocket
+        if self.websocket:
+            self.limit = self.relay.settings.websocket_piece
+
+    @property
+    def blocked(self) -> bool:
+        """Whether body octets have to wait: the transport is full, or the peer owes too many answers."""
+        return (
+            not self.connection.writable
+            or self.outstanding.full
+            or (self.connecting and self.connection.unsent() > PUMP_LIMIT)
+        )
+
+    # -- whole frames
+
+    def send_frame(self, frame: bytes) -> None:
+        """Write a frame that must not wait: a response, a REPORT, a small SEND."""
+        if self.open is not None:
+            self._cut()
+        self.queued += len(frame)
+        self.connection.send(frame)
+
+    def _write(self, data: bytes) -> None:
+        self.queued += len(data)
+        self.connection.send(data)
+
+    # -- streams
+
+    def start(self, stream: OutStream) -> None:
+        """Enter a stream; `feed` and `finish` follow."""
+        self.streams[stream] = None
+
+    def feed(self, stream: OutStream, data: bytes, now: float) -> None:
+        """Take body octets of a stream: write them if nobody else waits, else queue them and hold their sender."""
+        stream.add(data)
+        if self.lanes or self.blocked:
+            self._queue(stream, now)
+        else:
+            self._drain(stream, _NO_LIMIT)
+
+    def finish(self, stream: OutStream, flag: bytes, now: float) -> None:
+        """The chunk is complete, given up (`#`), or its sender is gone (`+`)."""
+        stream.flag = flag
+        if self.lanes or self.blocked:
+            if flag == b"#":
+                stream.drop(keep=MIN_PIECE)
+            self._queue(stream, now, first=flag == b"#")
+        else:
+            self._drain(stream, _NO_LIMIT)
+
+    def abort(self, stream: OutStream) -> None:
+        """End a stream that must not go on: `#` for its open piece, nothing of the rest."""
+        stream.drop()
+        if self.open is stream:
+            self._close_piece(b"#")
+        self._forget(stream)
+
+    def _forget(self, stream: OutStream) -> None:
+        self.streams.pop(stream, None)
+        lane = self.lanes.get(stream.lane)
+        if lane is not None and stream in lane:
+            lane.remove(stream)
+            if not lane:
+                del self.lanes[stream.lane]
+        stream.queued = False
+
+    def _queue(self, stream: OutStream, now: float, first: bool = False) -> None:
+        if not stream.queued:
+            stream.queued = True
+            self.lanes.setdefault(stream.lane, deque()).append(stream)
+        if first:
+            self.lanes = {stream.lane: self.lanes.pop(stream.lane), **self.lanes}
+        source = stream.route.source
+        if self.blocked or source.buffered > FEEDER_HIGH:
+            self.hold(source, now)
+        self.pump(now)
+
+    def hold(self, source: MsrpHandler, now: float) -> None:
+        """Do not read `source` until there is room here."""
+        if source not in self.feeders and not source.lost and not self.closed:
+            self.feeders[source] = None
+            source.pause(self, now)
+
+    def pump(self, now: float) -> None:
+        """Write what waits, in turns, as long as the transport takes it."""
+        budget = PUMP_LIMIT
+        while self.lanes and not self.blocked:
+            if budget < MIN_PIECE:
+                self._pump_later()
+                break
+            key = next(iter(self.lanes))
+            lane = self.lanes.pop(key)
+            stream = lane[0]
+            before = stream.size
+            if self._drain(stream, budget if not self.lanes else min(TURN, budget)):
+                lane.popleft()
+            budget -= before - stream.size
+            if lane and self._is_ready(lane[0]):
+                self.lanes[key] = lane
+            elif lane:
+                lane[0].queued = False
+        self._release_feeders(now)
+
+    def _is_ready(self, stream: OutStream) -> bool:
+        """Whether something of it could be written now."""
+        if stream.flag:
+            return True
+        return stream.size > (1 if self.open is stream else self.limit if self.websocket else MIN_PIECE)
+
+    def _pump_later(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self.relay.soon(self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._pumping = False
+        if not self.closed:
+            self.pump(self.relay.clock())
+
+    def _release_feeders(self, now: float) -> None:
+        if not self.feeders or self.blocked:
+            return
+        for source in list(self.feeders):
+            if source.buffered <= FEEDER_LOW or not self.lanes:
+                self.release(source, now)
+
+    def release(self, source: MsrpHandler, now: float) -> None:
+        """Read a feeder again."""
+        if source in self.feeders:
+            del self.feeders[source]
+            self.stuck.discard(source)
+            source.resume(self, now)
+
+    # -- the connection's life
+
+    def handle_connected(self, now: float) -> None:
+        """The connection came up, or takes octets again."""
+        self.connecting = False
+        self.pump(now)
+
+    def poll(self, now: float) -> None:
+        """Look once more whether there is room; called each second while answers are due."""
+        if self.connecting and not self.connection.unsent():
+            self.connecting = False
+        if self.feeders or self.lanes:
+            self.pump(now)
+
+    def lose(self, reason: str, now: float) -> None:
+        """The connection is gone: tell everybody whose octets it owed, once each."""
+        code, comment = _describe_loss(reason, self.connecting)
+        for source in {route.source for route in self.routes}:
+            source.reader.promote(now)  # a chunk that has begun here ends here
+        self.closed = True
+        for route in self.routes:
+            route.valid = False
+        self.routes.clear()
+        self.open = None
+        streams = list(self.streams)
+        for stream in streams:
+            if not stream.flag and not stream.failed:
+                stream.route.source.fail_chunk(stream, code, comment)
+        reporter = self.relay.reporter
+        reporter.handle_loss(self.outstanding.clear(), code, comment, now)
+        for stream in streams:
+            reporter.report_rest(stream, code, comment, now)
+            stream.drop()
+        self.streams.clear()
+        self.lanes.clear()
+        for source in list(self.feeders):
+            self.release(source, now)
+
+    # -- pieces
+
+    def _drain(self, stream: OutStream, budget: int) -> bool:
+        """Write up to `budget` octets of a stream; return whether that was its end."""
+        while True:
+            if self.open is not stream:
+                if stream.flag and stream.size <= self.limit:
+                    self._write_whole(stream, stream.flag)
+                    return True
+                if not self._open_piece(stream, budget):
+                    return False
+                if self.open is not stream:
+                    budget -= self.limit
+                    continue
+            spare = stream.size if stream.flag else stream.size - 1
+            written = self._write_some(stream, min(spare, self.limit - stream.piece, budget))
+            budget -= written
+            if self.open is stream and stream.flag and not stream.size:
+                self._close_piece(stream.flag)
+                self._forget(stream)
+                return True
+            if self.open is stream and stream.piece >= self.limit and stream.size > (0 if stream.flag else 1):
+                self._cut()
+            elif self.open is stream:
+                return False
+
+    def _write_some(self, stream: OutStream, count: int) -> int:
+        """Write body octets into the open piece; a look-alike of its end-line ends it in between (RFC 4975 §7.1)."""
+        written = 0
+        while written < count:
+            part = stream.take(count - written)
+            unsafe = _find_lookalike(stream, part)
+            if unsafe >= 0:
+                stream.put_back(part[unsafe:])
+                part = part[:unsafe]
+            if part:
+                self._write(part)
+            stream.piece += len(part)
+            written += len(part)
+            if unsafe >= 0:
+                self._cut()
+                break
+        return written
+
+    def _open_piece(self, stream: OutStream, budget: int) -> bool:
+        """Begin a piece of a stream if it can be large enough; on a WebSocket write it at once."""
+        if self.websocket:
+            if stream.size <= self.limit or budget < MIN_PIECE:
+                return False
+            self._write_piece(stream)
+            return True
+        if budget < MIN_PIECE or not (stream.flag or stream.size > MIN_PIECE):
+            return False
+        if self.open is not None:
+            self._cut()
+        self._begin_transaction(stream)
+        self._write(b"MSRP %b SEND\r\n%b%b\r\n" % (stream.transaction_id, stream.route.out_paths, stream.heads(None)))
+        self.open = stream
+        return True
+
+    def _begin_transaction(self, stream: OutStream) -> None:
+        stream.transaction_id = self.relay.identifiers.draw(self.pending)
+        stream.piece_start = stream.position
+        stream.piece = 0
+        stream.last = b""
+        stream.begun = True
+
+    def _cut(self) -> None:
+        self._close_piece(b"+")
+
+    def _close_piece(self, flag: bytes) -> None:
+        stream = self.open
+        assert stream is not None
+        self.open = None
+        self._write(b"%b%b%b\r\n" % (END_LINE, stream.transaction_id, flag))
+        self._remember(stream, stream.transaction_id, stream.piece_start, stream.piece, flag)
+        stream.piece = 0
+
+    def _write_piece(self, stream: OutStream) -> None:
+        """Write one complete piece of the largest size; more of the stream follows."""
+        end = stream.position + self.limit - 1
+        heads = stream.heads(end if self.limit <= MIN_PIECE else None)
+        start, body = stream.position, stream.take_all(self.limit)
+        self._write_frame(stream, heads, body, b"+", start=start)
+
+    def _write_whole(self, stream: OutStream, flag: bytes) -> None:
+        """Write all that is left of a stream as one frame."""
+        heads = stream.whole_heads(self.websocket) if stream.has_body else stream.head.rest
+        start, body = stream.position, stream.take_all(stream.size)
+        self._write_frame(stream, heads, body, flag, start=start)
+        self._forget(stream)
+
+    def _write_frame(self, stream: OutStream, heads: bytes, body: bytes, flag: bytes, *, start: int) -> None:
+        identifier = self.relay.identifiers.draw(self.pending)
+        while END_LINE + identifier in body:
+            identifier = self.relay.identifiers.draw(self.pending)
+        blank = b"\r\n" + body + END_LINE if stream.has_body else END_LINE[2:]
+        parts = (b"MSRP ", identifier, b" SEND\r\n", stream.route.out_paths, heads, blank, identifier, flag, b"\r\n")
+        self.send_frame(b"".join(parts))
+        stream.begun = True
+        self._remember(stream, identifier, start, len(body) if stream.has_body else -1, flag)
+
+    def _remember(self, stream: OutStream, identifier: bytes, start: int, length: int, flag: bytes) -> None:
+        if stream.head.failure_report != b"no":
+            entry = (self.queued, stream.route, stream.head.rest, start, length, flag == b"$", stream)
+            self.outstanding.add(identifier, entry, self.relay.clock())
+
+
+def _describe_loss(reason: str, connecting: bool) -> tuple[int, bytes]:
+    if reason == "refused_target":
+        return 403, b"Target not allowed"
+    return 408, b"Next hop unreachable" if connecting else b"Next hop lost"
+
+
+def _find_lookalike(stream: OutStream, part: bytes) -> int:
+    """Find where the open piece must end because its own end-line stands in the body; -1 if nowhere.
+
+    The answer lies inside the look-alike, which is what breaks it.
+    """
+    needle = END_LINE + stream.transaction_id
+    width = len(needle) - 1
+    joint = stream.last + part[:width]
+    if needle in joint:
+        return 0 if stream.last else 1
+    found = part.find(needle)
+    if found >= 0:
+        return found + 1
+    stream.last = (joint if len(part) < width else part)[-width:]
+    return -1

@@ -1,0 +1,266 @@
+"""Cutting a byte stream into MSRP frames (RFC 4975 §7.1, §7.3).
+
+`FrameReader` reads any frame there can be; a frame that is whole goes to its sink in one call, a SEND that is not is
+streamed: its head as soon as the head is whole, then body octets as they come.
+
+    idle ── whole frame ──────────────────────────────► sink.handle_frame                     idle
+      │ ─── SEND, more than HOLD_LIMIT octets of body ► sink.begin_send, handle_body ──► streaming
+      │ ─── part of anything else ────────────────────► kept in `rest`                        idle
+      └──── nothing that can be framed ───────────────► sink.handle_broken                  broken
+    streaming ── octets ──► handle_body ── end-line ──► end_send                              idle
+
+A small frame waits until it is whole, so that it can leave with an exact range; `promote` gives up that wait.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Protocol
+
+from edge.errors import RemoteError
+from edge.msrp.frame import (
+    HEAD_LIMIT,
+    LINE_LIMIT,
+    OTHER_BODY_LIMIT,
+    START_LINE_LIMIT,
+    Head,
+    StartLine,
+    parse_start_line,
+    salvage_start_line,
+)
+
+END_LINE = b"\r\n-------"
+FLAGS = {b"$\r\n": b"$", b"+\r\n": b"+", b"#\r\n": b"#"}
+END_ROOM = len(END_LINE) + 32 + 3  # the longest end-line
+# A SEND is streamed when so much body is there that a first piece of 2048 octets can leave, one octet kept back.
+HOLD_LIMIT = 2048 + 1 + END_ROOM
+STRAY_LIMIT = 64
+_PREFIX = b"MSRP "
+
+
+class State(IntEnum):
+    """Where the reader is in the stream."""
+
+    IDLE = 0
+    STREAMING = 1
+    BROKEN = 2
+
+
+class Frame:
+    """One whole frame; its body is `data[body_at:stop]`."""
+
+    __slots__ = ("body_at", "data", "flag", "head", "stop")
+
+    def __init__(self, head: Head, data: bytes, body_at: int, stop: int) -> None:
+        self.head = head
+        self.data = data
+        self.body_at = body_at
+        self.stop = stop
+        self.flag = b"$"
+
+    @property
+    def body(self) -> bytes:
+        """The body; empty for a frame without one, too (`head.has_body` tells)."""
+        return self.data[self.body_at : self.stop]
+
+
+class FrameSink(Protocol):
+    """What is told about frames. `handle_broken` is the last call: nothing after it can be framed."""
+
+    def handle_frame(self, frame: Frame, now: float) -> None: ...
+
+    def begin_send(self, head: Head, now: float) -> None: ...
+
+    def handle_body(self, data: bytes, start: int, stop: int, now: float) -> None: ...
+
+    def end_send(self, flag: bytes, now: float) -> None: ...
+
+    def handle_broken(self, label: str, head: Head | None, now: float) -> None: ...
+
+
+class FrameReader:
+    """Read frames from one stream.
+
+    `rest` is what was read and is no whole frame yet, at most a head and a small body; it belongs in front of the next read.
+    """
+
+    __slots__ = ("_needle", "_sink", "_stray", "rest", "state")
+
+    def __init__(self, sink: FrameSink) -> None:
+        self._sink = sink
+        self._needle = b""
+        self._stray = 0
+        self.rest = b""
+        self.state = State.IDLE
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Read what came; for use without the short cut for frames of every day."""
+        if self.rest:
+            data, self.rest = self.rest + data, b""
+        position = 0
+        while position < len(data):
+            position = self.feed(data, position, now)
+
+    def feed(self, data: bytes, position: int, now: float) -> int:
+        """Read one frame, or the part of one that is there; return where to go on, the end of `data` when all is read."""
+        if self.state is State.IDLE:
+            return self._read_frame(data, position, now, HOLD_LIMIT)
+        if self.state is State.STREAMING:
+            return self._read_body(data, position, now)
+        return len(data)
+
+    def promote(self, now: float) -> None:
+        """Stream the SEND that waits in `rest` to become whole, if its head is complete."""
+        if self.state is State.IDLE and self.rest:
+            data, self.rest = self.rest, b""
+            self._read_frame(data, 0, now, 0)
+
+    # -- heads
+
+    def _read_frame(self, data: bytes, position: int, now: float, hold: int) -> int:
+        if data[position] in b"\r\n":
+            return self._skip_stray(data, position, now)
+        end = data.find(b"\r\n", position, position + START_LINE_LIMIT + 2)
+        if end < 0:
+            return self._await_start_line(data, position, now)
+        try:
+            start = parse_start_line(data[position:end])
+        except RemoteError as error:
+            if not error.status:
+                return self._break("start_line", None, data, now)
+            start = salvage_start_line(data[position:end])
+        self._stray = 0
+        return self._read_head(start, data, position, end, now=now, hold=hold)
+
+    def _skip_stray(self, data: bytes, position: int, now: float) -> int:
+        size = len(data)
+        while position < size and data[position] in b"\r\n":
+            position += 1
+            self._stray += 1
+        if self._stray > STRAY_LIMIT:
+            return self._break("stray", None, data, now)
+        return position
+
+    def _await_start_line(self, data: bytes, position: int, now: float) -> int:
+        part = data[position : position + START_LINE_LIMIT + 2]
+        known = _PREFIX.startswith(part[:5]) if len(part) < 5 else part.startswith(_PREFIX)
+        if not known or len(part) > START_LINE_LIMIT or b"\n" in part:
+            return self._break("start_line", None, data, now)
+        return self._wait(data, position)
+
+    def _read_head(self, start: StartLine, data: bytes, position: int, end: int, *, now: float, hold: int) -> int:
+        blank = data.find(b"\r\n\r\n", end, end + HEAD_LIMIT + 4)
+        line = data.find(END_LINE, end, blank if blank >= 0 else end + HEAD_LIMIT + 4)
+        if line >= 0:
+            return self._read_bodiless(start, data, position, end, line=line, now=now)
+        if blank < 0:
+            return self._await_head(start, data, position, end, now=now)
+        body_at = blank + 4
+        stop, after, flag = find_end(data, body_at, END_LINE + start.transaction_id)
+        if not flag and not self._may_stream(start, data, body_at, hold):
+            if start.method == b"SEND" or len(data) - body_at <= OTHER_BODY_LIMIT + END_ROOM:
+                return self._wait(data, position)
+        head = Head(start, data[end + 2 : blank + 2], True)
+        if start.method != b"SEND" and (not flag or stop - body_at > OTHER_BODY_LIMIT):
+            return self._break("body_limit", head, data, now)
+        if not flag:
+            return self._begin(head, data, body_at, stop, now=now)
+        frame = Frame(head, data, body_at, stop)
+        frame.flag = flag
+        self._sink.handle_frame(frame, now)
+        return after
+
+    @staticmethod
+    def _may_stream(start: StartLine, data: bytes, body_at: int, hold: int) -> bool:
+        return start.method == b"SEND" and len(data) - body_at >= hold
+
+    def _begin(self, head: Head, data: bytes, body_at: int, stop: int, *, now: float) -> int:
+        self.state = State.STREAMING
+        self._needle = END_LINE + head.start.transaction_id
+        self._sink.begin_send(head, now)
+        if self.state is State.STREAMING:
+            self._keep_tail(data, body_at, stop, now)
+        return len(data)
+
+    def _read_bodiless(self, start: StartLine, data: bytes, position: int, end: int, *, line: int, now: float) -> int:
+        after = line + len(END_LINE) + len(start.transaction_id)
+        flag = FLAGS.get(data[after : after + 3])
+        right = data.startswith(start.transaction_id, line + len(END_LINE))
+        head_size = line + 2 - end - 2
+        if flag is None or not right:
+            if len(data) < after + 3 and (END_LINE + start.transaction_id).startswith(data[line:after]):
+                return self._wait(data, position)
+            return self._break("end_line", Head(start, data[end + 2 : line + 2], False), data, now)
+        frame = Frame(Head(start, data[end + 2 : end + 2 + head_size], False), data, line, line)
+        frame.flag = flag
+        self._sink.handle_frame(frame, now)
+        return after + 3
+
+    def _await_head(self, start: StartLine, data: bytes, position: int, end: int, *, now: float) -> int:
+        if len(data) - end > HEAD_LIMIT or _has_long_line(data, end):
+            block = data[end + 2 : end + 2 + HEAD_LIMIT]
+            return self._break("limit", Head(start, block[: block.rfind(b"\r\n") + 2], True), data, now)
+        return self._wait(data, position)
+
+    # -- bodies
+
+    def _read_body(self, data: bytes, position: int, now: float) -> int:
+        stop, after, flag = find_end(data, position, self._needle)
+        if not flag:
+            self._keep_tail(data, position, stop, now)
+            return len(data)
+        if stop > position:
+            self._sink.handle_body(data, position, stop, now)
+        if self.state is State.STREAMING:
+            self.state = State.IDLE
+            self._sink.end_send(flag, now)
+        return after
+
+    def _keep_tail(self, data: bytes, position: int, stop: int, now: float) -> None:
+        if stop < len(data):
+            self.rest = data[stop:]
+        if stop > position:
+            self._sink.handle_body(data, position, stop, now)
+
+    # -- ends
+
+    def _wait(self, data: bytes, position: int) -> int:
+        self.rest = data[position:]
+        return len(data)
+
+    def stop(self) -> None:
+        """Read nothing any more."""
+        self.state = State.BROKEN
+        self.rest = b""
+
+    def _break(self, label: str, head: Head | None, data: bytes, now: float) -> int:
+        self.stop()
+        self._sink.handle_broken(label, head, now)
+        return len(data)
+
+
+def _has_long_line(data: bytes, end: int) -> bool:
+    return any(len(line) > LINE_LIMIT for line in data[end : end + HEAD_LIMIT].split(b"\r\n"))
+
+
+def find_end(data: bytes, position: int, needle: bytes) -> tuple[int, int, bytes]:
+    """Find the end-line of a body (RFC 4975 §7.1); `needle` is its CRLF, hyphens and transaction id.
+
+    Returns (where the body stops, where the next frame starts, flag). Without an end-line the flag is empty and the body
+    stops where one may have begun.
+    """
+    stop = data.find(needle, position)
+    while stop >= 0:
+        after = stop + len(needle)
+        trailer = data[after : after + 3]
+        flag = FLAGS.get(trailer)
+        if flag is not None:
+            return stop, after + 3, flag
+        if len(trailer) < 3 and any(known.startswith(trailer) for known in FLAGS):
+            return stop, 0, b""
+        stop = data.find(needle, stop + 1)
+    size = len(data)
+    tail = data.rfind(b"\r", max(position, size - len(needle) + 1))
+    if tail >= 0 and needle.startswith(data[tail:]):
+        return tail, 0, b""
+    return size, 0, b""

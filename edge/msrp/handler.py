@@ -1,0 +1,375 @@
+"""One MSRP connection as the relay sees it: frames in, decisions, answers out (RFC 4976 §6).
+
+    receive_data ─► usual SEND or 200? ─ yes ─► one look-up in `routes`, one frame out, one 200 back
+                          │ no
+                          └─► FrameReader ─► handle_frame, or begin_send, handle_body, end_send ─► Router, Outbox
+
+The frames of every day are read by one expression, and forwarded by what an earlier frame with the same two path lines
+found out. Whatever it does not match, or is not that easy, takes the long way.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from edge.errors import RemoteError
+from edge.msrp.chunker import MIN_PIECE, Outbox, OutStream
+from edge.msrp.frame import COMMENTS, TRANSACTION_ID, Head, build_response
+from edge.msrp.framing import END_LINE, Frame, FrameReader, State
+from edge.msrp.report import PENDING_LIMIT, REPORTS_PER_SECOND, Forwarded
+from edge.msrp.route import Route
+from edge.timers import Timed
+
+if TYPE_CHECKING:
+    from edge.connections import Connection
+    from edge.msrp.auth import AuthQueue
+    from edge.msrp.relay import Relay
+    from edge.msrp.session import Session
+
+ROUTES_LIMIT = 2048
+FAILURES_LIMIT = 5
+HEAD_TIMEOUT_S = 30.0
+BODY_TIMEOUT_S = 60.0
+ANSWERS_LIMIT = 262144  # octets of unread answers after which their reader is not read either
+
+# A SEND with its headers in the order most clients write them, or a 200 without surprises.
+_USUAL = re.compile(
+    rb"MSRP (" + TRANSACTION_ID + rb") (?:SEND\r\n"
+    rb"(To-Path: .+\r\nFrom-Path: .+\r\n)"
+    rb"(Message-ID: [!-~]{1,256}\r\n"
+    rb"(?:Success-Report: (?:yes|no)\r\n)?"
+    rb"(?:Failure-Report: (yes|no|partial)\r\n)?"
+    rb"Byte-Range: ([1-9][0-9]{0,17})-([0-9]{1,18}|\*)/([0-9]{1,18}|\*)\r\n"
+    rb"(?:Failure-Report: (yes|no|partial)\r\n)?"
+    rb"Content-Type: [ -~]{1,256}\r\n)\r\n"
+    rb"|200(?: [^\x00-\x1f\x7f]*)?\r\n(To-Path: .+\r\n)From-Path: .+\r\n-------\1\$\r\n)"
+).match
+_FLAGS = {b"$\r\n": True, b"+\r\n": False, b"#\r\n": False}
+_END = len(END_LINE)
+
+
+class MsrpHandler(Timed):
+    """The `Handler` of one MSRP connection.
+
+    `sessions` were issued over this connection, `far_sessions` are used by it from the far side. `incoming` is the chunk
+    being received; None while a chunk is received whose fate is decided. `buffered` counts its octets that wait elsewhere,
+    `waiting` are the outboxes because of which it is not read.
+    """
+
+    __slots__ = (
+        "_last_report", "_report_tokens", "_watched", "auth", "auth_failures", "authenticated", "buffered", "connection",
+        "failures", "far_sessions", "incoming", "lost", "outbox", "reader", "relay", "routes", "sessions", "succeeded",
+        "waiting",
+    )  # fmt: skip
+
+    connection: Connection
+
+    def __init__(self, relay: Relay, limit: int) -> None:
+        self.relay = relay
+        self.reader = FrameReader(self)
+        self.routes: dict[bytes, Route] = {}
+        self.sessions: set[Session] = set()
+        self.far_sessions: set[Session] = set()
+        self.waiting: set[Outbox] = set()
+        self.incoming: OutStream | None = None
+        self.buffered = 0
+        self.auth: AuthQueue | None = None
+        self.auth_failures = 0
+        self.failures = 0
+        self.authenticated = False
+        self.succeeded = False
+        self.lost = False
+        self._watched = b""
+        self._last_report = 0.0
+        self._report_tokens = float(REPORTS_PER_SECOND)
+        self._slot = None
+        self.outbox = Outbox(relay, self, limit)
+
+    def attach(self, connection: Connection) -> None:
+        """Use this connection; a dialled one comes after its handler."""
+        self.connection = connection
+        self.outbox.attach(connection)
+
+    # -- what the connection calls
+
+    def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
+        """Read what came; on a WebSocket that is one whole message, else a part of the stream from a frame's start."""
+        reader = self.reader
+        if self.outbox.connecting:
+            self.outbox.handle_connected(now)
+        if reader.rest:
+            data = reader.rest + data
+            reader.rest = b""
+        if connection.transport.websocket:
+            self._receive_message(data, now)
+            return
+        position, size = 0, len(data)
+        while position < size:
+            if reader.state is State.IDLE:
+                after = self._relay_usual(data, position, now)
+                if after:
+                    position = after
+                    continue
+            position = reader.feed(data, position, now)
+        if self._slot is None and (reader.rest or reader.state is State.STREAMING):
+            self._watch(now)
+        if not connection.writable:
+            self._hold_unread_answers(now)
+
+    def receive_eof(self, connection: Connection, now: float) -> bool:
+        """End of the stream; requests of the peer may still get an answer."""
+        return connection.uses > 0
+
+    def handle_writable(self, connection: Connection, now: float) -> None:
+        """The connection came up, or its queue has drained."""
+        self.outbox.handle_connected(now)
+
+    def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
+        """End all that lived here, before any other frame is handled (RFC 4976 §6.3)."""
+        if self.lost:
+            return
+        self.lost = True
+        self.connection = connection
+        self.reader.stop()
+        self.relay.wheel.stop(self)
+        stream, self.incoming = self.incoming, None
+        if stream is not None:  # its sender may go on in a new session: never `#` (decision D4)
+            stream.failed = True
+            stream.route.outbox.finish(stream, b"+", now)
+        self.outbox.lose(reason, now)
+        for outbox in list(self.waiting):
+            outbox.feeders.pop(self, None)
+        self.waiting.clear()
+        self.routes.clear()
+        self.relay.handle_lost(self, reason, now)
+
+    # -- the short way
+
+    def _relay_usual(self, data: bytes, position: int, now: float) -> int:
+        """Handle a frame of every day; return where the next one starts, 0 when this one has to take the long way."""
+        match = _USUAL(data, position)
+        if match is None:
+            return 0
+        identifier, paths, heads, early, start, end, total, late, answered = match.groups()
+        body_at = match.end()
+        if answered is not None:
+            return body_at if self._confirm(identifier, answered, now) else 0
+        route = self.routes.get(paths)
+        if route is None or not route.valid or now >= route.expires_at or route.refused:
+            return 0
+        stop = data.find(END_LINE, body_at)  # the first hyphens: no other end-line can be in the body, ours neither
+        after = stop + _END + len(identifier)
+        flag = data[after : after + 3]
+        if stop < 0 or flag not in _FLAGS or not data.startswith(identifier, stop + _END):
+            return 0
+        length = stop - body_at
+        outbox = route.outbox
+        pending = outbox.pending
+        if (
+            outbox.open is not None or outbox.lanes or outbox.connecting or not outbox.connection.writable
+            or len(pending) >= PENDING_LIMIT
+            or length > (route.star_limit if end == b"*" else route.whole_limit)
+        ):  # fmt: skip
+            return 0
+        if (start != b"1" or end not in (total, b"*")) and not _is_plausible(start, end, total):
+            return 0
+        if length > MIN_PIECE and end != b"*":  # a chunk that long has to be interruptible (RFC 4975 §7.1.1)
+            at = match.start(6)
+            heads = data[match.start(3) : at] + b"*" + data[at + len(end) : body_at - 2]
+        relay = self.relay
+        ours = (relay.identifiers.spare or relay.identifiers.refill()).pop()
+        while ours in pending:
+            ours = relay.identifiers.draw(pending)
+        body = data[body_at - 2 : stop + _END]
+        frame = b"".join((b"MSRP ", ours, b" SEND\r\n", route.out_paths, heads, body, ours, flag))
+        outbox.queued += len(frame)
+        outbox.connection.send(frame)
+        stats = relay.stats
+        stats.sends += 1
+        stats.octets += length
+        mode = early or late
+        if mode != b"no":
+            pending[ours] = (outbox.queued, route, heads, 0, length, _FLAGS[flag], None)
+            if not outbox.outstanding.ticking:
+                outbox.outstanding.start_ticking(now)
+            if mode != b"partial":
+                stats.oks += 1
+                self.outbox.send_frame(b"".join((b"MSRP ", identifier, route.answered, identifier, b"$\r\n")))
+        return after + 3
+
+    def _confirm(self, identifier: bytes, to_path_line: bytes, now: float) -> bool:
+        """Take a 200 to a SEND of ours."""
+        pending = self.outbox.pending
+        entry = pending.get(identifier)
+        if not isinstance(entry, tuple) or entry[1].expected != to_path_line:
+            return False
+        del pending[identifier]
+        if self.outbox.feeders:
+            self.outbox.pump(now)
+        return True
+
+    # -- the long way
+
+    def _receive_message(self, data: bytes, now: float) -> None:
+        """Read one WebSocket message, which is exactly one frame (RFC 7977 §5.1)."""
+        after = self._relay_usual(data, 0, now) or self.reader.feed(data, 0, now)
+        if after < len(data) or self.reader.rest or self.reader.state is State.STREAMING:
+            self.relay.stats.refuse("websocket_frame")
+            self.connection.close("protocol_error")
+
+    def handle_frame(self, frame: Frame, now: float) -> None:
+        """Handle a whole frame."""
+        self.relay.forwarder.handle_frame(self, frame, now)
+
+    def begin_send(self, head: Head, now: float) -> None:
+        """Decide on a SEND whose body is still coming."""
+        self.incoming = self.relay.forwarder.begin_send(self, head, now)
+        if self.incoming is None and self.connection.closed:
+            self.reader.stop()
+
+    def handle_body(self, data: bytes, start: int, stop: int, now: float) -> None:
+        """Pass body octets on."""
+        stream = self.incoming
+        if stream is not None:
+            self.relay.stats.octets += stop - start
+            stream.route.outbox.feed(stream, data[start:stop], now)
+
+    def end_send(self, flag: bytes, now: float) -> None:
+        """The streamed chunk is complete."""
+        stream, self.incoming = self.incoming, None
+        if stream is not None:
+            self.relay.forwarder.end_send(self, stream, flag, now)
+
+    def handle_broken(self, label: str, head: Head | None, now: float) -> None:
+        """The stream cannot be framed any more: answer if possible, then close."""
+        self.relay.stats.refuse(label)
+        if head is not None and head.to_path and head.from_path:
+            self.relay.forwarder.refuse(self, head, RemoteError(400, label), now)
+        self.connection.close("protocol_error")
+
+    def fail_chunk(self, stream: OutStream, code: int, comment: bytes) -> None:
+        """Answer the chunk being received with an error; what follows of it is thrown away."""
+        stream.failed = True
+        if self.incoming is stream:
+            self.incoming = None
+        if stream.head.failure_report != b"no":
+            self.respond(stream.head, code, comment)
+
+    # -- answers
+
+    def respond(self, head: Head, code: int, comment: bytes = b"", extra: tuple[bytes, ...] = ()) -> None:
+        """Answer a request (RFC 4975 §7.2): only the previous hop for SEND, the whole way back for all others."""
+        to_path = head.from_path[0] if head.start.method == b"SEND" else b" ".join(head.from_path)
+        start = b"%b %d %b" % (head.start.transaction_id, code, comment or COMMENTS.get(code, b"Failed"))
+        self.relay.stats.count_response(code)
+        self.outbox.send_frame(build_response(start, to_path, head.to_path[0], extra))
+
+    def answer_forwarded(self, entry: Forwarded, code: int, comment: bytes) -> None:
+        """Answer a request that was passed on and will get no answer."""
+        if not self.lost:
+            start = b"%b %d %b" % (entry.transaction_id, code, comment)
+            self.relay.stats.count_response(code)
+            self.outbox.send_frame(build_response(start, entry.answer_to, entry.own_uris[0]))
+            self.connection.release_use()
+
+    def succeed(self) -> None:
+        """A request was accepted: this connection is no stranger's any more (RFC 4976 §6.1)."""
+        self.succeeded = True
+        self.connection.first_message = True
+
+    def count_failure(self) -> None:
+        """Count a request without success; a stranger who has too many is closed."""
+        self.failures += 1
+        if not self.succeeded and not self.connection.outgoing and self.failures >= FAILURES_LIMIT:
+            self.relay.stats.refuse("failures")
+            self.connection.close("failures")
+
+    def may_report(self, now: float) -> bool:
+        """Take one from the allowance of REPORTs that we make for this peer."""
+        self._report_tokens = min(
+            float(REPORTS_PER_SECOND), self._report_tokens + (now - self._last_report) * REPORTS_PER_SECOND
+        )
+        self._last_report = now
+        if self._report_tokens < 1:
+            return False
+        self._report_tokens -= 1
+        return True
+
+    # -- who this is
+
+    @property
+    def may_send(self) -> bool:
+        """A WebSocket client has to authenticate first (RFC 7977 §5.3.1)."""
+        return self.authenticated or not self.connection.transport.websocket
+
+    def is_same_peer(self, other: MsrpHandler) -> bool:
+        """Tell whether both are connections of one relay, by certificate (RFC 4976 §6.3)."""
+        mine = self.connection.identities
+        return self is not other and bool(mine) and not set(mine).isdisjoint(other.connection.identities)
+
+    def owns(self, session: Session) -> bool:
+        """Tell whether frames of the session's owner come over this connection."""
+        if session.owner is self:
+            return True
+        return len(session.owner_path) > 1 and self.is_same_peer(session.owner)
+
+    @property
+    def is_link(self) -> bool:
+        """Whether sessions of several users pass here: another relay's connection."""
+        owners = {session.user for session in self.sessions}
+        owners.update(session.user for session in self.far_sessions)
+        return len(owners) > 1
+
+    def release_if_unused(self) -> None:
+        """Close a connection we opened once no session needs it."""
+        if self.connection.outgoing and not self.far_sessions and not self.relay.settings.share_links:
+            self.connection.close("unused")
+
+    # -- flow control and time
+
+    def pause(self, outbox: Outbox, now: float) -> None:
+        """Do not read this connection while `outbox` is full."""
+        if not self.waiting:
+            self.connection.pause_reading()
+            self.outbox.outstanding.pause(now)
+        self.waiting.add(outbox)
+
+    def resume(self, outbox: Outbox, now: float) -> None:
+        """Take `pause` back."""
+        self.waiting.discard(outbox)
+        if not self.waiting and not self.lost:
+            self.outbox.outstanding.resume(now)
+            self.connection.resume_reading()
+
+    def _hold_unread_answers(self, now: float) -> None:
+        if self.connection.unsent() > ANSWERS_LIMIT and self not in self.outbox.feeders:
+            self.outbox.feeders[self] = None
+            self.pause(self.outbox, now)
+
+    def _watch(self, now: float) -> None:
+        """Look at an incomplete frame again later."""
+        self._watched = self.reader.rest[:48]
+        self.relay.wheel.start(self, now + HEAD_TIMEOUT_S)
+
+    def handle_timer(self, now: float) -> None:
+        """Close a connection that never succeeded, or sends a head or a body too slowly (RFC 4976 §6.1)."""
+        age = now - self.connection.opened_at
+        rest = self.reader.rest
+        if not self.succeeded and not self.connection.outgoing and age >= HEAD_TIMEOUT_S:
+            self.connection.close("no_success")
+        elif self.reader.state is State.IDLE and rest and rest[:48] == self._watched and b"\r\n\r\n" not in rest:
+            self.connection.close("slow_head")
+        elif (rest or self.reader.state is State.STREAMING) and now - self.connection.last_received >= BODY_TIMEOUT_S:
+            if not self.waiting:
+                self.connection.close("slow_body")
+        if not self.lost and (rest or self.reader.state is State.STREAMING):
+            self._watch(now)
+
+
+def _is_plausible(start: bytes, end: bytes, total: bytes) -> bool:
+    first = int(start)
+    if end == b"*":
+        return total == b"*" or first - 1 <= int(total)
+    last = int(end)
+    return last >= first - 1 and (total == b"*" or last <= int(total))

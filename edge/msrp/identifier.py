@@ -1,0 +1,42 @@
+"""Transaction ids and session ids from a random source (RFC 4975 §7.1, §14.1)."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+from binascii import hexlify
+from collections.abc import Callable, Container
+
+RandomSource = Callable[[int], bytes]
+
+_BATCH = 256
+_ID_OCTETS = 8  # 64 bits, written as 16 hexadecimal digits
+_SESSION_OCTETS = 16  # 128 bits; RFC 4976 §6.3 asks for 80
+
+
+class Identifiers:
+    """Draw ids; the random source is asked for many transaction ids at once."""
+
+    __slots__ = ("_random", "spare")
+
+    def __init__(self, random: RandomSource) -> None:
+        self._random = random
+        self.spare: list[bytes] = []
+
+    def refill(self) -> list[bytes]:
+        """Make ids; they are taken from the end of `spare`."""
+        digits = hexlify(self._random(_BATCH * _ID_OCTETS))
+        width = 2 * _ID_OCTETS
+        self.spare.extend(digits[at : at + width] for at in range(len(digits) - width, -1, -width))
+        return self.spare
+
+    def draw(self, taken: Container[bytes]) -> bytes:
+        """Return an id that is not in `taken`."""
+        while True:
+            identifier = (self.spare or self.refill()).pop()
+            if identifier not in taken:
+                return identifier
+
+    def draw_session_id(self) -> bytes:
+        """Return a session-id of 22 characters."""
+        # "_" is unreserved and thus allowed, but some parsers of session-ids do not know it.
+        return urlsafe_b64encode(self._random(_SESSION_OCTETS)).rstrip(b"=").replace(b"_", b"+")

@@ -1,0 +1,170 @@
+"""Session URIs: who got them, who may use them, and for how long (RFC 4976 §5.1, §6.3).
+
+A session is one URI this relay has issued. Its owner is the client it was issued to, its far side whoever talks to that
+client through it. The owner uses it over one connection only; the first far connection is bound until it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from edge.msrp.uri import MsrpUri
+from edge.timers import Timed, TimerWheel
+
+if TYPE_CHECKING:
+    from edge.msrp.handler import MsrpHandler
+    from edge.msrp.route import Route
+
+REFUSED_LIMIT = 64  # messages of one session remembered as refused by the next hop
+
+
+class Far:
+    """A connection bound to the far side of a session, and the URI that speaks over it."""
+
+    __slots__ = ("handler", "uri")
+
+    def __init__(self, handler: MsrpHandler, uri: MsrpUri) -> None:
+        self.handler = handler
+        self.uri = uri
+
+
+class Session(Timed):
+    """One URI of ours that is alive.
+
+    `owner_path` is the From-Path it was enrolled with, the next hop towards the owner first. `refused` are the messages
+    the next hop answered with an error: nothing more of them is sent there. `routes` depend on this session and are
+    made anew when it changes.
+    """
+
+    __slots__ = (
+        "closed", "expires_at", "far", "number", "opened_at", "owner", "owner_path", "refused", "routes",
+        "table", "uri", "user",
+    )  # fmt: skip
+
+    def __init__(
+        self, table: SessionTable, uri: MsrpUri, owner: MsrpHandler, owner_path: list[bytes], user: str
+    ) -> None:
+        self.table = table
+        self.uri = uri
+        self.owner = owner
+        self.owner_path = owner_path
+        self.user = user
+        self.far: list[Far] = []
+        self.refused: dict[tuple[bool, bytes], int] = {}
+        self.routes: set[Route] = set()
+        self.opened_at = 0.0
+        self.expires_at = 0.0
+        self.closed = False
+        self._slot = None
+
+    @property
+    def name(self) -> str:
+        """The short hash by which logs, events and operators know this session; never the session-id."""
+        return sha256(self.uri.session_id).hexdigest()[:12]
+
+    def handle_timer(self, now: float) -> None:
+        """Its time is over. Requests look at the clock themselves, this only tidies up."""
+        self.table.close(self, "expired", now)
+
+    def drop_routes(self) -> None:
+        """Something changed that routes were decided by."""
+        for route in self.routes:
+            route.valid = False
+        self.routes.clear()
+
+    def find_far(self, handler: MsrpHandler) -> Far | None:
+        """Find the binding of this connection, or of the same relay on another one (RFC 4976 §6.3)."""
+        for far in self.far:
+            if far.handler is handler or far.handler.is_same_peer(handler):
+                return far
+        return None
+
+    def bind_far(self, handler: MsrpHandler, uri: MsrpUri) -> Far:
+        """Bind the far side to a connection (RFC 4975 §5.4)."""
+        far = Far(handler, uri)
+        self.far.append(far)
+        handler.far_sessions.add(self)
+        handler.connection.registered += 1
+        return far
+
+    def unbind_far(self, handler: MsrpHandler) -> None:
+        """Free the binding of a connection that is gone."""
+        self.far = [far for far in self.far if far.handler is not handler]
+        self.drop_routes()
+
+    def refuse(self, outbound: bool, message_id: bytes) -> None:
+        """Remember that nothing more of this message goes on; at most `REFUSED_LIMIT`, the oldest leaving first."""
+        if len(self.refused) >= REFUSED_LIMIT:
+            del self.refused[next(iter(self.refused))]
+        self.refused[outbound, message_id] = 1
+
+
+SessionCallback = Callable[[Session, str, float], None]
+
+
+class SessionTable:
+    """All live sessions. `closed` is called once for each session that ends, with the reason."""
+
+    __slots__ = ("_by_raw", "_by_session_id", "_closed", "_wheel")
+
+    def __init__(self, wheel: TimerWheel, closed: SessionCallback) -> None:
+        self._wheel = wheel
+        self._closed = closed
+        self._by_raw: dict[bytes, Session] = {}
+        self._by_session_id: dict[bytes, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_session_id)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._by_session_id.values()))
+
+    def open(self, session: Session, now: float, lifetime_s: float) -> None:
+        """Enter a session and make its owner's connection count it."""
+        session.opened_at = now
+        self._by_raw[session.uri.raw] = session
+        self._by_session_id[session.uri.session_id] = session
+        session.owner.sessions.add(session)
+        session.owner.connection.registered += 1
+        self.extend(session, now, lifetime_s)
+
+    def extend(self, session: Session, now: float, lifetime_s: float) -> None:
+        """Let a session live for `lifetime_s` from now."""
+        session.expires_at = now + lifetime_s
+        session.drop_routes()
+        self._wheel.start(session, session.expires_at)
+
+    def close(self, session: Session, reason: str, now: float) -> None:
+        """End a session; its URI is never valid again."""
+        if session.closed:
+            return
+        session.closed = True
+        self._wheel.stop(session)
+        session.drop_routes()
+        del self._by_raw[session.uri.raw]
+        del self._by_session_id[session.uri.session_id]
+        session.owner.sessions.discard(session)
+        session.owner.connection.registered -= 1
+        self._closed(session, reason, now)
+        for far in session.far:
+            far.handler.far_sessions.discard(session)
+            far.handler.connection.registered -= 1
+            far.handler.release_if_unused()
+
+    def find(self, uri: MsrpUri, now: float) -> Session | None:
+        """Find the live session of an equal URI (RFC 4975 §6.1); expiry counts from the clock, not from the sweep."""
+        session = self._by_session_id.get(uri.session_id)
+        if session is None or session.uri.key != uri.key or now >= session.expires_at:
+            return None
+        return session
+
+    def find_raw(self, raw: bytes, now: float) -> Session | None:
+        """Find the live session of a URI given as octets; None for octets that are no URI at all."""
+        session = self._by_raw.get(raw)
+        return session if session is not None and now < session.expires_at else None
+
+    def by_name(self, name: str) -> Session | None:
+        """Find a session by the short hash operators see."""
+        return next((session for session in self if session.name == name), None)
