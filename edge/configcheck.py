@@ -129,6 +129,7 @@ def _check_routing(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.msrp.use_path:
         yield from _check_host_port(settings.msrp.use_path, "msrp.use_path")
     yield from _check_networks(settings.sip.trusted_edges, "sip.trusted_edges")
+    yield from _check_networks(settings.sip.allow_targets, "sip.allow_targets")
     yield from _check_networks(settings.msrp.allow_targets, "msrp.allow_targets")
     yield from _check_networks(settings.limits.trusted, "limits.trusted")
 

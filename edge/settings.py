@@ -111,6 +111,12 @@ class Sip(Section, frozen=True):
     max_expires: Expires = 3600
     default_expires: Expires = 3600
     udp_flow_timeout: Wait = 180.0
+    allow_targets: tuple[str, ...] = ()
+
+    @property
+    def allowed_networks(self) -> tuple[Network, ...]:
+        """Networks that requests may be sent to besides public ones; parsed at every call, so keep the result."""
+        return parse_networks(self.allow_targets)
 
     @property
     def trusted_edge_networks(self) -> tuple[Network, ...]:

@@ -202,6 +202,10 @@ REFUSED = [
         "[limits]\ntrusted = ['all']",
         "limits.trusted[0]: not a network: 'all' does not appear to be an IPv4 or IPv6 network",
     ),
+    (
+        "[sip]\nallow_targets = ['10.0.0.0/33']",
+        "sip.allow_targets[0]: not a network: '10.0.0.0/33' does not appear to be an IPv4 or IPv6 network",
+    ),
     ("[admin]\nbind = '0.0.0.0:1'", "admin.token: required because admin.bind (0.0.0.0:1) is not a loopback address"),
     ("[admin]\ntoken = 'env:EDGE_TEST_UNSET'", 'admin.token: environment variable "EDGE_TEST_UNSET" is not set'),
     ("[policy]\nmodule = 'a:B'", "policy.module: not available in this version; remove it"),
