@@ -3,7 +3,9 @@
 import logging
 import time
 
-logger = logging.getLogger("edge.storage")
+from edge.log import FieldAdapter
+
+logger = FieldAdapter(logging.getLogger("edge.storage"))
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 10.0
@@ -30,7 +32,7 @@ class Health:
     def failed(self, reason: str) -> None:
         """Note a failure; each one in a row doubles the pause."""
         if self.healthy:
-            logger.error("storage down part=%s reason=%r", self._name, reason)
+            logger.error("storage down", part=self._name, reason=reason)
             self._pause_s = FIRST_PAUSE_S
         self.healthy = False
         self.last_error = reason
@@ -40,5 +42,5 @@ class Health:
     def succeeded(self) -> None:
         """Note that the database answers."""
         if not self.healthy:
-            logger.info("storage up part=%s", self._name)
+            logger.info("storage up", part=self._name)
         self.healthy = True

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from edge.auth.credentials import Credential
+from edge.log import RateLimited
 from edge.storage.base import (
     BindingChange,
     BindingRow,
@@ -34,6 +35,7 @@ GATHER_S = 0.02
 PRUNE_EVERY_S = 60.0
 IDLE_S = 60.0
 READ_BATCH = 256
+WARN_EVERY_S = 10.0
 
 _ROW_FIELDS = tuple(column.name for column in binding.c if column.name not in ("id", "aor", "binding_key"))
 _row_values = attrgetter(*_ROW_FIELDS)
@@ -114,6 +116,7 @@ class SqlBindingStore(DatabaseThread[_Write]):
         self._limit = limit
         self._kept: _Changes = {}  # written by nobody yet, awaited by nobody
         self._prune_at = time.monotonic() + PRUNE_EVERY_S
+        self._warnings = RateLimited(WARN_EVERY_S)
         self._upsert = build_upsert(database.dialect, binding, ["id"], [*_ROW_FIELDS])
         self._delete = delete(binding).where(binding.c.id == bindparam("gone"))
         self._delete_expired = delete(binding).where(binding.c.expires_at <= bindparam("moment"))
@@ -178,12 +181,16 @@ class SqlBindingStore(DatabaseThread[_Write]):
                     self._refuse(batch[index:], StorageError(one_line(error)))
                     break
                 result = StorageError(one_line(error))
-                logger.warning("storage row refused reason=%r", one_line(error))
+                self._warn(one_line(error))
             if done is not None:
                 results.append((done, result))
         else:
             self.health.succeeded()
         self._courier.deliver(results)
+
+    def _warn(self, reason: str) -> None:
+        if (held_back := self._warnings.allow("refused", time.monotonic())) is not None:
+            logger.warning("storage row refused", reason=reason, held_back=held_back)
 
     def _commit(self, changes: _Changes) -> None:
         puts = [_to_columns(change.row) for change in changes.values() if isinstance(change, PutBinding)]

@@ -33,7 +33,7 @@ class DatabaseThread(ABC, Generic[T]):
         self._mailbox.close()
         self._thread.join(2 * ANSWER_WITHIN_S)
         if self._thread.is_alive():
-            logger.error("storage close abandoned part=%s waiting=%d", self._thread.name, len(self._mailbox))
+            logger.error("storage close abandoned", part=self._thread.name, waiting=len(self._mailbox))
 
     def _run(self) -> None:
         while True:
