@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Protocol
@@ -24,10 +23,6 @@ from edge.timers import Timed, TimerWheel
 log = logging.getLogger("edge.conn")
 
 Address = tuple[str, int]
-
-HIGH_WATER = 65536
-LOW_WATER = 16384
-_HALF_CLOSED_S = 32.0  # 64*T1: as long as an answer may still be due
 
 
 class Transport(IntEnum):
@@ -91,8 +86,8 @@ class Connection(Timed):
 
     __slots__ = (
         "closed", "first_message", "handler", "id", "identities", "last_received", "listener", "local", "octets_in",
-        "octets_out", "opened_at", "outgoing", "registered", "remote", "source", "table", "token", "transport", "uses",
-        "writable",
+        "octets_out", "opened_at", "outgoing", "registered", "remote", "source", "stalled_at", "table", "token", "transport",
+        "unsent_seen", "uses", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +116,8 @@ class Connection(Timed):
         self.outgoing = False
         self.first_message = False  # a whole message has been understood
         self.identities: tuple[str, ...] = ()  # names of a verified peer certificate
+        self.stalled_at = 0.0
+        self.unsent_seen = 0  # at the last look for stalled receivers
         self.token: bytes | None = None  # the name the flow map gave it
         self._slot = None
 
@@ -132,6 +129,9 @@ class Connection(Timed):
     def send(self, data: bytes) -> None:
         """Queue one whole message (or a piece of a stream); see the module's picture."""
         raise NotImplementedError
+
+    def flush(self) -> None:
+        """Hand what was queued in this turn to the kernel."""
 
     def unsent(self) -> int:
         """Octets queued here that the kernel has not taken yet."""
@@ -161,194 +161,6 @@ class Connection(Timed):
     def handle_timer(self, now: float) -> None:
         """The next deadline of this connection: first message, then idleness."""
         self.table.check_deadline(self, now)
-
-
-class StreamConnection(Connection, asyncio.Protocol):
-    """One TCP, TLS, WS or WSS connection; also the asyncio protocol of its transport.
-
-    A connection we dial exists, and takes `send`, before the handshake is done.
-    """
-
-    __slots__ = (
-        "_end", "_held", "_out", "_pauses", "_transport", "codec", "half_closed", "pending_data", "queue_limit",
-        "stalled_at", "unsent_seen",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        table: ConnectionTable,
-        transport: Transport,
-        remote: Address,
-        local: Address,
-        listener: Listener | None,
-        handler: Handler,
-    ) -> None:
-        super().__init__(table, transport, remote, local, listener, handler)
-        self.codec: WireCodec | None = None
-        self.half_closed = False
-        self.queue_limit = table.send_queue  # 0 = none: the feeder is held instead
-        self.stalled_at = 0.0
-        self.unsent_seen = 0
-        self._transport: asyncio.Transport | None = None
-        self._out: list[bytes] | None = None
-        self._held: set[Connection] | None = None
-        self._pauses = 0
-        self._end = ""  # why we ended it ourselves; with "!" in front when that was a failure
-
-    # -- what the transport calls
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
-        if self._pauses:
-            transport.pause_reading()
-        self.table.add(self)
-        if self._out:
-            self.table.mark_dirty(self)
-
-    def data_received(self, data: bytes) -> None:
-        now = self.last_received = self.table.now()
-        self.octets_in += len(data)
-        if not self.closed:
-            self.handler.receive_data(self, data, now)
-
-    def eof_received(self) -> bool:
-        if self.closed:
-            return False
-        keep = self.handler.receive_eof(self, self.table.now()) and self.uses > 0 and not self.transport.secure
-        if keep:
-            self.half_closed = True
-            self.table.end(self, "eof", failed=False)
-            self.table.wheel.start(self, self.table.now() + _HALF_CLOSED_S)
-        else:
-            self._end = self._end or "eof"
-        return keep
-
-    def pause_writing(self) -> None:
-        self.writable = False
-        self.unsent_seen = 0
-        self.stalled_at = self.table.now()
-
-    def resume_writing(self) -> None:
-        self.writable = True
-        held, self._held = self._held, None
-        for feeder in held or ():
-            feeder.resume_reading()
-        if not self.closed:
-            self.handler.handle_writable(self, self.table.now())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        reason, failed = _ending(self._end, exc)
-        self.table.wheel.stop(self)
-        held, self._held = self._held, None
-        for feeder in held or ():
-            feeder.resume_reading()
-        self.table.end(self, reason, failed)
-        self._transport = None
-
-    # -- what the protocols call
-
-    def send(self, data: bytes) -> None:
-        if self.closed and not self.half_closed:
-            return
-        if self.codec is not None:
-            data = self.codec.encode_message(data)
-        self.write(data)
-
-    def write(self, data: bytes) -> None:
-        """Queue wire bytes as they are, past the WebSocket framing."""
-        out = self._out
-        if out is None:
-            self._out = [data]
-            self.table.mark_dirty(self)
-        else:
-            out.append(data)
-
-    def flush(self) -> None:
-        """Hand what was queued in this turn to the transport, in one write."""
-        out, transport = self._out, self._transport
-        if not out or transport is None:
-            return
-        self._out = None
-        data = out[0] if len(out) == 1 else b"".join(out)
-        self.octets_out += len(data)
-        transport.write(data)
-        if not self.writable and self.queue_limit and transport.get_write_buffer_size() > self.queue_limit:
-            self.fail("send_queue")
-
-    def unsent(self) -> int:
-        queued = sum(map(len, self._out)) if self._out else 0
-        return queued + (self._transport.get_write_buffer_size() if self._transport else 0)
-
-    def hold(self, feeder: Connection) -> None:
-        if self.writable or feeder is self:
-            return
-        if self._held is None:
-            self._held = set()
-        if feeder not in self._held:
-            self._held.add(feeder)
-            feeder.pause_reading()
-
-    def pause_reading(self) -> None:
-        self._pauses += 1
-        if self._pauses == 1 and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._pauses -= 1
-        if self._pauses == 0 and self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    @property
-    def reading_paused(self) -> bool:
-        """Whether somebody stopped the reading of this connection."""
-        return self._pauses > 0
-
-    def close(self, reason: str) -> None:
-        if self.closed and not self.half_closed:
-            return
-        self._end = self._end or reason
-        if self.codec is not None and not self.closed:
-            self.write(self.codec.encode_close(1001 if reason == "shutdown" else 1000))
-        self.flush()
-        self.table.end(self, reason, failed=False)
-        if self._transport is not None:
-            self._transport.close()
-
-    def fail(self, reason: str) -> None:
-        if not self.closed:
-            self._end = "!" + reason
-            self.table.end(self, reason, failed=True)
-        if self._transport is not None:
-            self._transport.abort()
-
-    def release_use(self) -> None:
-        self.uses -= 1
-        if self.half_closed and self.uses <= 0:
-            self.close("eof")
-
-    def dial_failed(self, reason: str) -> None:
-        """The connection we were opening did not come up."""
-        self._out = None
-        self.table.end(self, reason, failed=True)
-
-    def ssl_object(self) -> ssl.SSLObject | None:
-        """The TLS session, None without TLS or after the end."""
-        return self._transport.get_extra_info("ssl_object") if self._transport is not None else None
-
-
-def _ending(own: str, exc: Exception | None) -> tuple[str, bool]:
-    """Name the end of a connection: (reason, whether it is a failure)."""
-    if own:
-        return own.lstrip("!"), own.startswith("!")
-    if exc is None:
-        return "eof", False
-    if isinstance(exc, ssl.SSLError):
-        return "tls", True
-    if isinstance(exc, ConnectionError):
-        return "reset", True
-    return ("timed_out" if isinstance(exc, TimeoutError) else "io_error"), True
 
 
 class Limits(Protocol):
@@ -396,6 +208,7 @@ class ConnectionTable:
         self.udp_idle = udp_idle
         self.connections: dict[int, Connection] = {}
         self.opened = [0] * len(Transport)
+        self.live = [0] * len(Transport)
         self.closed_by_reason: dict[str, int] = {}
         self.failed_by_reason: dict[str, int] = {}
         self.refused_by_reason: dict[str, int] = {}
@@ -407,8 +220,8 @@ class ConnectionTable:
         self._trusted = trusted
         self._per_source: dict[str, int] = {}
         self._serial = 0
-        self._dirty: list[StreamConnection] = []
-        self._written: set[StreamConnection] = set()
+        self._dirty: list[Connection] = []
+        self._written: set[Connection] = set()
         self._ticker: asyncio.TimerHandle | None = None
 
     def next_id(self) -> int:
@@ -450,6 +263,7 @@ class ConnectionTable:
         """Enter a connection that is ready for traffic."""
         self.connections[connection.id] = connection
         self.opened[connection.transport] += 1
+        self.live[connection.transport] += 1
         if connection.transport is Transport.UDP:
             self.flows += 1
             self.wheel.start(connection, self.now() + self.udp_idle)
@@ -458,6 +272,13 @@ class ConnectionTable:
             self.wheel.start(connection, self.now() + self._limits.first_message_timeout)
             self.bus.publish(ConnectionOpened(*self._describe(connection)))
 
+    def change_transport(self, connection: Connection, transport: Transport) -> None:
+        """A connection speaks WebSocket from here on."""
+        self.live[connection.transport] -= 1
+        self.live[transport] += 1
+        self.opened[transport] += 1
+        connection.transport = transport
+
     def end(self, connection: Connection, reason: str, failed: bool) -> None:
         """Take a connection out, once; tells its handler and the bus."""
         if connection.closed:
@@ -465,6 +286,8 @@ class ConnectionTable:
         connection.closed = True
         self.wheel.stop(connection)
         known = self.connections.pop(connection.id, None) is not None
+        if known:
+            self.live[connection.transport] -= 1
         if connection.transport is Transport.UDP:
             self.flows -= known
         else:
@@ -496,7 +319,7 @@ class ConnectionTable:
 
     # -- writing
 
-    def mark_dirty(self, connection: StreamConnection) -> None:
+    def mark_dirty(self, connection: Connection) -> None:
         """Flush `connection` at the end of this turn of the loop."""
         if not self._dirty:
             self.loop.call_soon(self.flush)

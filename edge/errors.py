@@ -1,9 +1,9 @@
 """The error tree of the edge.
 
-    EdgeError
-    ├── RemoteError    the peer broke a rule: answer, count, maybe close
-    ├── LocalError     our own bug or misuse: log with traceback, answer 500
-    └── ConfigError    the configuration cannot be used: name file, key and reason, exit 2
+EdgeError
+├── RemoteError    the peer broke a rule: answer, count, maybe close
+├── LocalError     our own bug or misuse: log with traceback, answer 500
+└── ConfigError    the configuration cannot be used: name file, key and reason, exit 2
 """
 
 

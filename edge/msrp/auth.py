@@ -177,7 +177,7 @@ class Enrolment:
         """Close a client that fails too often; a relay, which has a certificate, is never closed for its users."""
         source.auth_failures += 1
         if source.auth_failures >= self._relay.settings.auth_failures and not source.connection.identities:
-            source.connection.close("auth_failures")
+            source.close("auth_failures")
 
     # -- success
 

@@ -157,7 +157,7 @@ class Outbox:
     """
 
     __slots__ = (
-        "_pumping", "closed", "connecting", "connection", "feeders", "handler", "lanes", "limit", "open", "outstanding",
+        "_gathered", "_pumping", "_recent", "closed", "connecting", "connection", "feeders", "handler", "lanes", "limit", "open", "outstanding",
         "pending", "queued", "relay", "routes", "streams", "stuck", "websocket",
     )  # fmt: skip
 
@@ -180,6 +180,8 @@ class Outbox:
         self.connecting = False
         self.closed = False
         self._pumping = False
+        self._recent = 0
+        self._gathered: list[bytes] = []
 
     def attach(self, connection: Connection) -> None:
         """Use this connection; separate from the constructor because a dialled one comes later."""
@@ -199,16 +201,44 @@ class Outbox:
 
     # -- whole frames
 
+    def gather(self, parts: tuple[bytes, ...], size: int) -> None:
+        """Write a frame given in pieces, `size` octets in all, when `flush` is called."""
+        if self.open is not None:
+            self._cut()
+        self.queued += size
+        if self.websocket:
+            self.connection.send(b"".join(parts))
+            return
+        if not self._gathered:
+            self.relay.dirty.append(self)
+        self._gathered += parts
+
+    def flush(self) -> None:
+        """Hand what was gathered to the connection, in one piece."""
+        gathered = self._gathered
+        if gathered:
+            self._gathered = []
+            self._send(b"".join(gathered))
+
     def send_frame(self, frame: bytes) -> None:
         """Write a frame that must not wait: a response, a REPORT, a small SEND."""
         if self.open is not None:
             self._cut()
-        self.queued += len(frame)
-        self.connection.send(frame)
+        self._write(frame)
 
     def _write(self, data: bytes) -> None:
+        if self._gathered:
+            self.flush()
         self.queued += len(data)
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        """Send; a sender may be read many times in one turn of the loop, so do not wait for its end with much."""
         self.connection.send(data)
+        self._recent += len(data)
+        if self._recent >= PUMP_LIMIT:
+            self._recent = 0
+            self.connection.flush()
 
     # -- streams
 

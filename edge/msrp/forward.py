@@ -59,7 +59,7 @@ class Forwarder:
             self.refuse(source, head, head.error, now)
             if head.fatal:
                 source.reader.stop()
-                source.connection.close("protocol_error")
+                source.close("protocol_error")
         return False
 
     def refuse(self, source: MsrpHandler, head: Head, error: RemoteError, now: float) -> None:
@@ -68,7 +68,7 @@ class Forwarder:
         method = head.start.method
         if not error.status:
             source.reader.stop()
-            source.connection.close(error.label)
+            source.close(error.label)
             return
         if method and method != b"REPORT" and not (method == b"SEND" and head.failure_report == b"no"):
             source.respond(head, error.status, error.detail.encode())

@@ -14,7 +14,6 @@ A small frame waits until it is whole, so that it can leave with an exact range;
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Protocol
 
 from edge.errors import RemoteError
@@ -38,12 +37,10 @@ STRAY_LIMIT = 64
 _PREFIX = b"MSRP "
 
 
-class State(IntEnum):
-    """Where the reader is in the stream."""
-
-    IDLE = 0
-    STREAMING = 1
-    BROKEN = 2
+# Where the reader is in the stream; plain numbers, because every read asks.
+IDLE = 0
+STREAMING = 1
+BROKEN = 2
 
 
 class Frame:
@@ -91,7 +88,7 @@ class FrameReader:
         self._needle = b""
         self._stray = 0
         self.rest = b""
-        self.state = State.IDLE
+        self.state = IDLE
 
     def receive(self, data: bytes, now: float) -> None:
         """Read what came; for use without the short cut for frames of every day."""
@@ -103,15 +100,15 @@ class FrameReader:
 
     def feed(self, data: bytes, position: int, now: float) -> int:
         """Read one frame, or the part of one that is there; return where to go on, the end of `data` when all is read."""
-        if self.state is State.IDLE:
+        if self.state == IDLE:
             return self._read_frame(data, position, now, HOLD_LIMIT)
-        if self.state is State.STREAMING:
+        if self.state == STREAMING:
             return self._read_body(data, position, now)
         return len(data)
 
     def promote(self, now: float) -> None:
         """Stream the SEND that waits in `rest` to become whole, if its head is complete."""
-        if self.state is State.IDLE and self.rest:
+        if self.state == IDLE and self.rest:
             data, self.rest = self.rest, b""
             self._read_frame(data, 0, now, 0)
 
@@ -175,10 +172,10 @@ class FrameReader:
         return start.method == b"SEND" and len(data) - body_at >= hold
 
     def _begin(self, head: Head, data: bytes, body_at: int, stop: int, *, now: float) -> int:
-        self.state = State.STREAMING
+        self.state = STREAMING
         self._needle = END_LINE + head.start.transaction_id
         self._sink.begin_send(head, now)
-        if self.state is State.STREAMING:
+        if self.state == STREAMING:
             self._keep_tail(data, body_at, stop, now)
         return len(data)
 
@@ -211,8 +208,8 @@ class FrameReader:
             return len(data)
         if stop > position:
             self._sink.handle_body(data, position, stop, now)
-        if self.state is State.STREAMING:
-            self.state = State.IDLE
+        if self.state == STREAMING:
+            self.state = IDLE
             self._sink.end_send(flag, now)
         return after
 
@@ -230,7 +227,7 @@ class FrameReader:
 
     def stop(self) -> None:
         """Read nothing any more."""
-        self.state = State.BROKEN
+        self.state = BROKEN
         self.rest = b""
 
     def _break(self, label: str, head: Head | None, data: bytes, now: float) -> int:

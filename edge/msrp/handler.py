@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from edge.errors import RemoteError
 from edge.msrp.chunker import MIN_PIECE, Outbox, OutStream
 from edge.msrp.frame import COMMENTS, TRANSACTION_ID, Head, build_response
-from edge.msrp.framing import END_LINE, Frame, FrameReader, State
+from edge.msrp.framing import END_LINE, STREAMING, Frame, FrameReader
 from edge.msrp.report import PENDING_LIMIT, REPORTS_PER_SECOND, Forwarded
 from edge.msrp.route import Route
 from edge.timers import Timed
@@ -101,18 +101,19 @@ class MsrpHandler(Timed):
         if reader.rest:
             data = reader.rest + data
             reader.rest = b""
-        if connection.transport.websocket:
+        if self.outbox.websocket:
             self._receive_message(data, now)
             return
         position, size = 0, len(data)
         while position < size:
-            if reader.state is State.IDLE:
+            if not reader.state:
                 after = self._relay_usual(data, position, now)
                 if after:
                     position = after
                     continue
             position = reader.feed(data, position, now)
-        if self._slot is None and (reader.rest or reader.state is State.STREAMING):
+        self.relay.flush()
+        if self._slot is None and (reader.rest or reader.state == STREAMING):
             self._watch(now)
         if not connection.writable:
             self._hold_unread_answers(now)
@@ -165,10 +166,9 @@ class MsrpHandler(Timed):
             return 0
         length = stop - body_at
         outbox = route.outbox
-        pending = outbox.pending
         if (
             outbox.open is not None or outbox.lanes or outbox.connecting or not outbox.connection.writable
-            or len(pending) >= PENDING_LIMIT
+            or len(outbox.pending) >= PENDING_LIMIT
             or length > (route.star_limit if end == b"*" else route.whole_limit)
         ):  # fmt: skip
             return 0
@@ -177,25 +177,27 @@ class MsrpHandler(Timed):
         if length > MIN_PIECE and end != b"*":  # a chunk that long has to be interruptible (RFC 4975 §7.1.1)
             at = match.start(6)
             heads = data[match.start(3) : at] + b"*" + data[at + len(end) : body_at - 2]
-        relay = self.relay
-        ours = (relay.identifiers.spare or relay.identifiers.refill()).pop()
-        while ours in pending:
-            ours = relay.identifiers.draw(pending)
-        body = data[body_at - 2 : stop + _END]
-        frame = b"".join((b"MSRP ", ours, b" SEND\r\n", route.out_paths, heads, body, ours, flag))
-        outbox.queued += len(frame)
-        outbox.connection.send(frame)
-        stats = relay.stats
+        identifiers = self.relay.identifiers
+        ours = identifiers.spare.pop() if identifiers.spare else identifiers.draw(outbox.pending)
+        if ours in outbox.pending:
+            ours = identifiers.draw(outbox.pending)
+        outbox.gather(
+            (b"MSRP ", ours, b" SEND\r\n", route.out_paths, heads, data[body_at - 2 : stop + _END], ours, flag),
+            route.out_size + len(heads) + length,
+        )
+        stats = self.relay.stats
         stats.sends += 1
         stats.octets += length
         mode = early or late
-        if mode != b"no":
-            pending[ours] = (outbox.queued, route, heads, 0, length, _FLAGS[flag], None)
+        if mode is None or mode != b"no":
+            outbox.pending[ours] = (outbox.queued, route, heads, 0, length, _FLAGS[flag], None)
             if not outbox.outstanding.ticking:
                 outbox.outstanding.start_ticking(now)
-            if mode != b"partial":
-                stats.oks += 1
-                self.outbox.send_frame(b"".join((b"MSRP ", identifier, route.answered, identifier, b"$\r\n")))
+        if mode is None or mode == b"yes":
+            size = route.answer_size + 2 * len(identifier)
+            self.outbox.gather((b"MSRP ", identifier, route.answered, identifier, b"$\r\n"), size)
+        else:
+            stats.unanswered += 1
         return after + 3
 
     def _confirm(self, identifier: bytes, to_path_line: bytes, now: float) -> bool:
@@ -214,9 +216,10 @@ class MsrpHandler(Timed):
     def _receive_message(self, data: bytes, now: float) -> None:
         """Read one WebSocket message, which is exactly one frame (RFC 7977 §5.1)."""
         after = self._relay_usual(data, 0, now) or self.reader.feed(data, 0, now)
-        if after < len(data) or self.reader.rest or self.reader.state is State.STREAMING:
+        self.relay.flush()
+        if after < len(data) or self.reader.rest or self.reader.state == STREAMING:
             self.relay.stats.refuse("websocket_frame")
-            self.connection.close("protocol_error")
+            self.close("protocol_error")
 
     def handle_frame(self, frame: Frame, now: float) -> None:
         """Handle a whole frame."""
@@ -246,7 +249,7 @@ class MsrpHandler(Timed):
         self.relay.stats.refuse(label)
         if head is not None and head.to_path and head.from_path:
             self.relay.forwarder.refuse(self, head, RemoteError(400, label), now)
-        self.connection.close("protocol_error")
+        self.close("protocol_error")
 
     def fail_chunk(self, stream: OutStream, code: int, comment: bytes) -> None:
         """Answer the chunk being received with an error; what follows of it is thrown away."""
@@ -283,7 +286,7 @@ class MsrpHandler(Timed):
         self.failures += 1
         if not self.succeeded and not self.connection.outgoing and self.failures >= FAILURES_LIMIT:
             self.relay.stats.refuse("failures")
-            self.connection.close("failures")
+            self.close("failures")
 
     def may_report(self, now: float) -> bool:
         """Take one from the allowance of REPORTs that we make for this peer."""
@@ -295,6 +298,11 @@ class MsrpHandler(Timed):
             return False
         self._report_tokens -= 1
         return True
+
+    def close(self, reason: str) -> None:
+        """End the connection in order; answers that were gathered leave first."""
+        self.outbox.flush()
+        self.connection.close(reason)
 
     # -- who this is
 
@@ -324,7 +332,7 @@ class MsrpHandler(Timed):
     def release_if_unused(self) -> None:
         """Close a connection we opened once no session needs it."""
         if self.connection.outgoing and not self.far_sessions and not self.relay.settings.share_links:
-            self.connection.close("unused")
+            self.close("unused")
 
     # -- flow control and time
 
@@ -357,13 +365,13 @@ class MsrpHandler(Timed):
         age = now - self.connection.opened_at
         rest = self.reader.rest
         if not self.succeeded and not self.connection.outgoing and age >= HEAD_TIMEOUT_S:
-            self.connection.close("no_success")
-        elif self.reader.state is State.IDLE and rest and rest[:48] == self._watched and b"\r\n\r\n" not in rest:
-            self.connection.close("slow_head")
-        elif (rest or self.reader.state is State.STREAMING) and now - self.connection.last_received >= BODY_TIMEOUT_S:
+            self.close("no_success")
+        elif not self.reader.state and rest and rest[:48] == self._watched and b"\r\n\r\n" not in rest:
+            self.close("slow_head")
+        elif (rest or self.reader.state == STREAMING) and now - self.connection.last_received >= BODY_TIMEOUT_S:
             if not self.waiting:
-                self.connection.close("slow_body")
-        if not self.lost and (rest or self.reader.state is State.STREAMING):
+                self.close("slow_body")
+        if not self.lost and (rest or self.reader.state == STREAMING):
             self._watch(now)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Container
 RandomSource = Callable[[int], bytes]
 
 _BATCH = 256
-_ID_OCTETS = 8  # 64 bits, written as 16 hexadecimal digits
+_ID_OCTETS = 8  # 64 bits
+ID_LENGTH = 2 * _ID_OCTETS  # they are written in hexadecimal digits
 _SESSION_OCTETS = 16  # 128 bits; RFC 4976 §6.3 asks for 80
 
 
@@ -25,8 +26,7 @@ class Identifiers:
     def refill(self) -> list[bytes]:
         """Make ids; they are taken from the end of `spare`."""
         digits = hexlify(self._random(_BATCH * _ID_OCTETS))
-        width = 2 * _ID_OCTETS
-        self.spare.extend(digits[at : at + width] for at in range(len(digits) - width, -1, -width))
+        self.spare.extend(digits[at : at + ID_LENGTH] for at in range(len(digits) - ID_LENGTH, -1, -ID_LENGTH))
         return self.spare
 
     def draw(self, taken: Container[bytes]) -> bytes:

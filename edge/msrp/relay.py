@@ -19,6 +19,7 @@ from edge.connections import Connection
 from edge.errors import RemoteError
 from edge.events import Event, SessionClosed, SessionOpened
 from edge.msrp.auth import Enrolment, Users
+from edge.msrp.chunker import Outbox
 from edge.msrp.forward import Forwarder
 from edge.msrp.handler import HEAD_TIMEOUT_S, MsrpHandler
 from edge.msrp.identifier import Identifiers, RandomSource
@@ -74,13 +75,13 @@ class RelayStats:
     """Counters, all plain integers; dictionaries have a fixed set of keys but for methods, which fold into `other`."""
 
     __slots__ = (
-        "_methods", "_responses", "dials", "octets", "oks", "refused", "refused_downstream", "reports_made",
-        "reports_relayed", "sends", "sessions_opened",
+        "_methods", "_responses", "dials", "octets", "refused", "refused_downstream", "reports_made", "reports_relayed",
+        "sends", "sessions_opened", "unanswered",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.sends = 0  # SENDs that went the short way
-        self.oks = 0  # 200s answered to them
+        self.unanswered = 0  # those of them that wanted no 200
         self.octets = 0  # body octets of SENDs
         self.reports_made = 0
         self.reports_relayed = 0
@@ -99,7 +100,7 @@ class RelayStats:
     @property
     def responses(self) -> dict[int, int]:
         """Responses of ours, by code."""
-        return {**self._responses, 200: self._responses.get(200, 0) + self.oks}
+        return {**self._responses, 200: self._responses.get(200, 0) + self.sends - self.unanswered}
 
     @property
     def reports(self) -> dict[str, int]:
@@ -160,6 +161,7 @@ class Relay:
         self.forwarder = Forwarder(self)
         self.reporter = Reporter(self)
         self.enrolment = Enrolment(self, authenticator, cache, users)
+        self.dirty: list[Outbox] = []
         self.draining = False
         self._dial = dial
         self._hosts = frozenset(host for host, _ in settings.names)
@@ -185,6 +187,13 @@ class Relay:
             connection.queue_limit = 0  # whoever feeds it is held instead
         for name in connection.identities:
             self._peers[name] = handler
+
+    def flush(self) -> None:
+        """Hand over what was gathered during a read."""
+        if self.dirty:
+            for outbox in self.dirty:
+                outbox.flush()
+            self.dirty.clear()
 
     def sessions(self) -> list[dict[str, object]]:
         """Describe all live sessions, for operators; no session-id is in it."""

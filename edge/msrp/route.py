@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge.errors import RemoteError
+from edge.msrp.identifier import ID_LENGTH
 from edge.msrp.uri import MsrpUri, is_same_uri, parse_uri
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class Route:
     """
 
     __slots__ = (
-        "answered", "expected", "expires_at", "out_paths", "outbound", "outbox", "own_uris", "paths", "refused",
-        "report_paths", "session", "source", "star_limit", "valid", "whole_limit",
+        "answer_size", "answered", "expected", "expires_at", "out_paths", "out_size", "outbound", "outbox", "own_uris",
+        "paths", "refused", "report_paths", "session", "source", "star_limit", "valid", "whole_limit",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +54,9 @@ class Route:
         self.out_paths = b"To-Path: %b\r\nFrom-Path: %b\r\n" % (b" ".join(to_path[taken:]), b" ".join(back))
         self.report_paths = b"To-Path: %b\r\nFrom-Path: %b\r\n" % (b" ".join(from_path), b" ".join(self.own_uris))
         self.answered = b" 200 OK\r\nTo-Path: %b\r\nFrom-Path: %b\r\n-------" % (from_path[0], to_path[0])
+        # Octets of a whole SEND besides headers and body, and of a 200 besides the transaction id, for `Outbox.gather`.
+        self.out_size = len(b"MSRP  SEND\r\n\r\n\r\n-------$\r\n") + 2 * ID_LENGTH + len(self.out_paths)
+        self.answer_size = len(b"MSRP $\r\n") + len(self.answered)
         self.expected = b"To-Path: %b\r\n" % back[0]
         self.expires_at = min(session.expires_at for session in sessions)
         self.whole_limit = outbox.limit

@@ -97,7 +97,7 @@ _NAME_ADDR = (
     rb"((?:;[A-Za-z0-9.!%*_+`'~-]+(?:=[A-Za-z0-9.!%*_+`'~:\[\]-]+)?)*)"
 )
 _NAME_ADDR_FAST = re.compile(_NAME_ADDR)
-_NAME_ADDR_LINE = re.compile(rb"[A-Za-z]+:" + _NAME_ADDR)
+_NAME_ADDR_LINE = re.compile(rb"[A-Za-z]+: ?" + _NAME_ADDR.replace(rb"(?:\"", rb"(?:[ \t]*\"", 1))
 _PLAIN_PARAMETERS = TOKEN_CHARS + b":[];="
 
 
@@ -257,6 +257,20 @@ def check_name_addr(line: bytes) -> None:
     """Check that a From or To line holds one well-formed address; see `parse_name_addr`."""
     if _NAME_ADDR_LINE.fullmatch(line) is None:
         parse_name_addr(line[line.index(b":") + 1 :].strip(b" \t"))
+
+
+def read_tag(line: bytes) -> bytes | None:
+    """Return the tag of a From or To line, None when there is none; checks the line like `check_name_addr`."""
+    match = _NAME_ADDR_LINE.fullmatch(line)
+    if match is None:
+        return parse_name_addr(line[line.index(b":") + 1 :].strip(b" \t")).tag()
+    parameters: bytes = match.group(2)
+    if not parameters:
+        return None
+    if parameters[:5] == b";tag=" and b";" not in parameters[5:]:
+        return parameters[5:]
+    present, content = find_parameter(parse_parameters(parameters), b"tag")
+    return content if present else None
 
 
 def parse_name_addr(value: bytes) -> NameAddr:

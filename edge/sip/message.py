@@ -37,9 +37,9 @@ class MessageLimits:
 
 
 class Message:
-    """One SIP request (`status` 0) or response (`method` from CSeq, `uri` empty)."""
+    """One SIP request (`status` 0) or response (`method` from CSeq, `uri` empty; `status` -1 where it has none)."""
 
-    __slots__ = ("body", "cseq", "error", "first", "lines", "method", "repeats", "status", "uri", "via")
+    __slots__ = ("body", "cseq", "error", "first", "lines", "method", "repeats", "status", "to_tag", "uri", "via")
 
     lines: list[bytes]
     first: list[int]
@@ -49,6 +49,7 @@ class Message:
     uri: bytes
     status: int
     cseq: int
+    to_tag: bytes | None  # only after `check_request`
     via: h.Via  # the topmost; only after `check_request` or `check_response`
     error: RemoteError | None  # what is wrong with it, found while splitting
 
@@ -109,6 +110,7 @@ def split_head(head: bytes, limits: MessageLimits) -> Message:
     """
     message = Message()
     message.error = None
+    message.to_tag = None
     message.body = b""
     message.repeats = _NO_REPEATS
     lines = message.lines = head.split(b"\r\n")
@@ -206,12 +208,14 @@ def _read_start_line(message: Message, limits: MessageLimits) -> None:
 
 
 def _read_status_line(message: Message, line: bytes) -> None:
-    if line[:8].upper() != b"SIP/2.0 ":
-        raise RemoteError(0, "version", "another SIP version")
+    message.status = -1
     code = line[8:11]
-    if not is_digits(code) or len(code) != 3 or not 100 <= int(code) < 700 or line[11:12] not in (b"", b" "):
-        raise RemoteError(0, "status_code", "not a status code")
-    message.status = int(code)
+    if line[:8].upper() != b"SIP/2.0 ":
+        message.note(RemoteError(0, "version", "another SIP version"))
+    elif not is_digits(code) or len(code) != 3 or not 100 <= int(code) < 700 or line[11:12] not in (b"", b" "):
+        message.note(RemoteError(0, "status_code", "not a status code"))
+    else:
+        message.status = int(code)
 
 
 def _read_odd_request_line(message: Message, parts: list[bytes], limits: MessageLimits) -> None:
@@ -276,7 +280,7 @@ def check_request(message: Message, limits: MessageLimits, via_reader: ViaReader
     if method != message.method:
         raise RemoteError(501 if message.method not in KNOWN_METHODS else 400, "cseq_method", "CSeq has another method")
     h.check_name_addr(message.lines[first[h.FROM]])
-    h.check_name_addr(message.lines[first[h.TO]])
+    message.to_tag = h.read_tag(message.lines[first[h.TO]])
     if not message.value_at(first[h.CALL_ID]):
         raise syntax_error("call_id", "an empty Call-ID")
     if message.repeats:

@@ -336,6 +336,8 @@ class Transactions:
 
     def remember_final(self, key: bytes, data: bytes, now: float) -> None:
         """Keep the answer of a finished non-INVITE for timer J."""
+        if not self._finals_due and self.wheel.wake is not None:
+            self.wheel.wake()
         self.finals[key] = data
         self._finals_due.append((now + TIMEOUT_S, key))
 

@@ -138,7 +138,9 @@ def uri_equal(left: SipUri, right: SipUri) -> bool:
     if left.secure != right.secure or left.host != right.host or left.port != right.port:
         return False
     for one, two in ((left.user, right.user), (left.password, right.password)):
-        if (one is None) != (two is None) or (one is not None and two is not None and _canonical(one) != _canonical(two)):
+        if (one is None) != (two is None) or (
+            one is not None and two is not None and _canonical(one) != _canonical(two)
+        ):
             return False
     return _parameters_equal(left.parameters, right.parameters) and _headers_equal(left.headers, right.headers)
 

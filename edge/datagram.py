@@ -1,0 +1,223 @@
+"""UDP on the shared port: one socket, many flows, and the ICMP errors that come back for them.
+
+A flow is a `Connection` made for a remote address that spoke SIP to us, or that we sent a request to. STUN and keep-alive
+bytes make none. Errors are read from the socket's error queue, which names the peer that was not reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from edge.connections import Address, Connection, ConnectionTable, Handler, Listener, Transport
+from edge.demux import DatagramKind, classify_datagram
+
+log = logging.getLogger("edge.conn")
+
+_LARGEST = 65535
+_READS_IN_A_ROW = 64
+_SOCKET_BUFFER = 4 * 1024 * 1024
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
+_ICMP_UNREACHABLE = 3
+_ICMP6_UNREACHABLE = 1
+
+
+class DatagramHandler(Handler, Protocol):
+    """The protocol behind a UDP port: `receive_data` gets one whole datagram."""
+
+
+class UdpFlow(Connection):
+    """One remote address on one UDP socket. `send` leaves at once: a datagram cannot be gathered."""
+
+    __slots__ = ("_address", "_port")
+
+    def __init__(self, port: UdpPort, address: tuple[str, int] | tuple[str, int, int, int]) -> None:
+        remote = (address[0], address[1])
+        super().__init__(port.table, Transport.UDP, remote, port.local_for(remote), port.listener, port.handler)
+        self._port = port
+        self._address = address
+
+    def send(self, data: bytes) -> None:
+        if not self.closed:
+            self.octets_out += len(data)
+            self._port.send_to(data, self)
+
+    @property
+    def address(self) -> tuple[str, int] | tuple[str, int, int, int]:
+        """The socket address datagrams go to."""
+        return self._address
+
+    def close(self, reason: str) -> None:
+        self._port.forget(self)
+        self.table.end(self, reason, failed=False)
+
+    def fail(self, reason: str) -> None:
+        self._port.forget(self)
+        self.table.end(self, reason, failed=True)
+
+
+class UdpPort:
+    """One UDP socket of a listener. `answer_stun(datagram, source)` returns what to send back, or None."""
+
+    def __init__(
+        self,
+        table: ConnectionTable,
+        listener: Listener,
+        sock: socket.socket,
+        handler: DatagramHandler,
+        answer_stun: Callable[[bytes, Address], bytes | None],
+        flow_limit: int,
+    ) -> None:
+        self.table = table
+        self.listener = listener
+        self.handler = handler
+        self.flows: dict[object, UdpFlow] = {}
+        self.counts: dict[str, int] = {}
+        self._socket = sock
+        self._answer_stun = answer_stun
+        self._flow_limit = flow_limit
+        self._locals: dict[str, Address] = {}
+        self._loop: asyncio.AbstractEventLoop = table.loop
+        _prepare(sock)
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    def close(self) -> None:
+        """Stop reading and close the socket."""
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    def _readable(self) -> None:
+        receive = self._socket.recvfrom
+        try:
+            for _ in range(_READS_IN_A_ROW):
+                data, address = receive(_LARGEST)
+                self._receive(data, address)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._read_errors()
+
+    def _receive(self, data: bytes, address: tuple[str, int]) -> None:
+        kind = classify_datagram(data)
+        if kind is DatagramKind.SIP:
+            flow = self.flows.get(address) or self._open(address)
+            now = flow.last_received = self.table.now()
+            flow.octets_in += len(data)
+            self.handler.receive_data(flow, data, now)
+            return
+        self._count(kind.value)
+        known = self.flows.get(address)
+        if known is not None:
+            known.last_received = self.table.now()
+        if kind is DatagramKind.STUN:
+            answer = self._answer_stun(data, (address[0], address[1]))
+            if answer is not None:
+                self._send(answer, address)
+
+    def _count(self, label: str) -> None:
+        self.counts[label] = self.counts.get(label, 0) + 1
+
+    def _open(self, address: tuple[str, int]) -> UdpFlow:
+        """Make a flow; past the limit it is used once and not remembered."""
+        flow = UdpFlow(self, address)
+        if self.table.flows < self._flow_limit:
+            self.flows[address] = flow
+            self.table.add(flow)
+        else:
+            self._count("flow_limit")
+        return flow
+
+    def flow_to(self, host: str, port: int) -> UdpFlow:
+        """Return the flow to a remote address, a new one where there is none."""
+        address: tuple[str, int] = (host, port)
+        if self._socket.family == socket.AF_INET6:
+            address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][4]  # type: ignore[assignment]
+        return self.flows.get(address) or self._open(address)
+
+    def known_flow(self, host: str, port: int) -> UdpFlow | None:
+        """Return the flow to a remote address if there is one."""
+        if self._socket.family == socket.AF_INET6:
+            return self.flows.get((host, port, 0, 0))
+        return self.flows.get((host, port))
+
+    def speaks_to(self, host: str) -> bool:
+        """Whether an IP address is of this socket's family."""
+        return (":" in host) == (self._socket.family == socket.AF_INET6)
+
+    def forget(self, flow: UdpFlow) -> None:
+        """Take a flow out of the map."""
+        if self.flows.get(flow.address) is flow:
+            del self.flows[flow.address]
+
+    def send_to(self, data: bytes, flow: UdpFlow) -> None:
+        """Send one datagram on behalf of a flow; what the kernel refuses fails the flow."""
+        if not self._send(data, flow.address):
+            self._loop.call_soon(flow.fail, "send_error")
+
+    def _send(self, data: bytes, address: tuple[str, int] | tuple[str, int, int, int]) -> bool:
+        for _ in range(2):  # a pending ICMP error of somebody else may be reported by the first call
+            try:
+                self._socket.sendto(data, address)
+            except BlockingIOError:
+                self._count("send_buffer_full")
+                return True
+            except ConnectionRefusedError:
+                self._read_errors()
+            except OSError as error:
+                log.debug("udp send failed error=%s", error.errno)
+                return False
+            else:
+                return True
+        return True
+
+    def local_for(self, remote: Address) -> Address:
+        """Return the local address datagrams to `remote` leave from; asks the kernel where we listen on all."""
+        address = self._socket.getsockname()
+        if address[0] not in ("0.0.0.0", "::"):
+            return address[0], address[1]
+        known = self._locals.get(remote[0])
+        if known is None:
+            with socket.socket(self._socket.family, socket.SOCK_DGRAM) as probe:
+                try:
+                    probe.connect((remote[0], remote[1] or 9))
+                    known = (probe.getsockname()[0], address[1])
+                except OSError:
+                    known = (address[0], address[1])
+            if len(self._locals) >= 4096:
+                self._locals.clear()
+            self._locals[remote[0]] = known
+        return known
+
+    def _read_errors(self) -> None:
+        """Blame ICMP errors on the flows they are about (RFC 3261 §18.4)."""
+        while True:
+            try:
+                _, ancillary, _, address = self._socket.recvmsg(512, 512, socket.MSG_ERRQUEUE)
+            except OSError:
+                return
+            flow = self.flows.get(address)
+            if flow is not None and any(_is_unreachable(data) for _, _, data in ancillary):
+                self._count("unreachable")
+                flow.fail("unreachable")
+
+
+def _prepare(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+
+
+def _is_unreachable(data: bytes) -> bool:
+    """Whether an error queue entry says unreachable; TTL exceeded and source quench do not count."""
+    if len(data) < 8:
+        return False
+    origin, kind = data[4], data[5]  # struct sock_extended_err: errno (4), origin, type, code …
+    return (origin == 2 and kind == _ICMP_UNREACHABLE) or (origin == 3 and kind == _ICMP6_UNREACHABLE)

@@ -1,0 +1,122 @@
+"""Connections we open: name look-up, address filter, TCP, TLS, with one time limit over all of it.
+
+`connect` returns at once; the connection takes `send` while it is coming up. When it does not, its handler is told by
+`handle_lost` with one of: not_found, refused_target, refused, unreachable, timed_out, tls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+
+from edge.certificates import names_host
+from edge.connections import Address, Connection, ConnectionTable, Handler, Listener, Transport
+from edge.stream import StreamConnection
+
+_CONNECT_S = 10.0
+_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class Dialer:
+    """Opens TCP and TLS connections. `tls` is asked for the context at each dial, so that a reload is seen."""
+
+    def __init__(
+        self, table: ConnectionTable, tls: Callable[[], ssl.SSLContext], timeout_s: float = _CONNECT_S
+    ) -> None:
+        self._table = table
+        self._tls = tls
+        self._timeout_s = timeout_s
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connect(
+        self,
+        transport: Transport,
+        host: str,
+        port: int,
+        handler: Handler,
+        *,
+        listener: Listener | None = None,
+        server_name: str = "",
+        check_address: Callable[[str], bool] = lambda address: True,
+    ) -> Connection:
+        """Open a connection to a host name or address. `check_address` may refuse what a name resolved to."""
+        connection = StreamConnection(self._table, transport, (host, port), ("", 0), listener, handler)
+        connection.outgoing = True
+        if transport.secure:
+            name = server_name or host
+            connection.verify_peer = lambda session: names_host(session.getpeercert() or {}, name)
+        task = self._table.loop.create_task(self._open(connection, host, port, server_name or host, check_address))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return connection
+
+    async def _open(
+        self, connection: StreamConnection, host: str, port: int, name: str, allowed: Callable[[str], bool]
+    ) -> None:
+        reason = "timed_out"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout_s):
+                reason = await self._try_addresses(connection, host, port, name, allowed)
+        if reason and not connection.closed:
+            connection.dial_failed(reason)
+
+    async def _try_addresses(
+        self, connection: StreamConnection, host: str, port: int, name: str, allowed: Callable[[str], bool]
+    ) -> str:
+        try:
+            found = await self._table.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError:
+            return "not_found"
+        addresses = [(info[0], info[4]) for info in found if allowed(str(info[4][0]))]
+        reason = "refused_target" if found else "not_found"
+        for family, address in addresses:
+            if connection.closed:
+                return ""
+            reason = await self._try_address(connection, family, (str(address[0]), int(address[1])), name)
+            if not reason:
+                break
+        return reason
+
+    async def _try_address(self, connection: StreamConnection, family: int, address: Address, name: str) -> str:
+        loop = self._table.loop
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, address)
+            local = sock.getsockname()
+            connection.remote, connection.local = address, (local[0], local[1])
+            if connection.closed:
+                sock.close()
+                return ""
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if connection.transport.secure:
+                await loop.create_connection(lambda: connection, sock=sock, ssl=self._tls(), server_hostname=name)
+            else:
+                await loop.create_connection(lambda: connection, sock=sock)
+        except (OSError, ssl.SSLError) as error:
+            sock.close()
+            return _reason(error)
+        except BaseException:
+            sock.close()
+            raise
+        return ""
+
+    async def close(self) -> None:
+        """Give up on connections that are still coming up."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError | ssl.CertificateError):
+        return "tls"
+    if isinstance(error, ConnectionError):
+        return "refused"
+    if isinstance(error, TimeoutError):
+        return "timed_out"
+    return "unreachable" if error.errno in _UNREACHABLE else "refused"

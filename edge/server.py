@@ -1,0 +1,540 @@
+"""Builds everything from the settings; start, reload, drain, stop.
+
+run ─► event loop ─► Server.start ─► serving ─┬─ SIGHUP ─► reload: a new snapshot is checked, then swapped in
+                                              └─ SIGTERM ─► drain ─► stop        a second SIGTERM: stop now
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edge.admin.http import AdminServer
+from edge.admin.rows import Source
+from edge.auth.authenticator import MSRP, Authenticator
+from edge.auth.credentials import CredentialCache
+from edge.auth.lockout import Lockout
+from edge.auth.nonce import Nonces, RandomPool
+from edge.config import Listen, Settings, load_settings
+from edge.connections import Address, Connection, ConnectionTable, Handler, Transport
+from edge.datagram import UdpPort
+from edge.demux import Protocol
+from edge.dialer import Dialer
+from edge.errors import ConfigError
+from edge.eventlog import EventLog
+from edge.events import EventBus
+from edge.interfaces import local_addresses
+from edge.listener import ListenerRules, TcpListener, bind_datagram, bind_stream
+from edge.metrics import EdgeCollector, LoopLag, build_registry, expose
+from edge.msrp.handler import MsrpHandler
+from edge.msrp.relay import Relay, RelaySettings
+from edge.networks import NetworkSet
+from edge.outbound.flows import FlowTable
+from edge.outbound.stun import answer as answer_stun
+from edge.outbound.token import TokenKeys
+from edge.refusal import MsrpRefusal, SipRefusal
+from edge.sip.framing import SipStream
+from edge.sip.proxy import Reached
+from edge.sip.reach import SipReach
+from edge.sip.resolver import Resolver
+from edge.sip.targets import Addresses
+from edge.sip.uri import SipUri
+from edge.sipstack import SipStack, World, build_sip
+from edge.storage.base import Storage, StorageError
+from edge.storage.opening import open_storage
+from edge.timers import TimerWheel
+from edge.tls import TlsContexts
+from edge.websocket import UpgradeRules
+
+log = logging.getLogger("edge.server")
+
+_TICK_S = 0.05
+_CERTIFICATE_CHECK_S = 30.0
+_TOKEN_KEY_NAME = "outbound.token_key"
+_GC_THRESHOLDS = (50_000, 20, 50)  # what a message leaves behind is freed by counting, not by the collector
+
+
+class Server:
+    """One server process."""
+
+    def __init__(self, settings: Settings, source: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._settings = settings
+        self._source = source
+        self._loop = loop
+        self._random = RandomPool(os.urandom)
+        self._listeners: list[TcpListener] = []
+        self._ports: list[UdpPort] = []
+        self._stop = asyncio.Event()
+        self._draining = False
+        self._listening = False
+        self._ticker: asyncio.TimerHandle | None = None
+        self._reach: SipReach | None = None
+
+    # -- start
+
+    async def start(self) -> None:
+        """Open storage, bind every address, start serving.
+
+        Raises:
+            ConfigError: something in the configuration cannot be used, named by its key.
+        """
+        settings = self._settings
+        sockets = self._bind()
+        self._tls = TlsContexts(settings, self._source)
+        self._storage = self._open_storage()
+        self.bus = EventBus()
+        EventLog(self.bus, self._loop.time)
+        self._trusted = NetworkSet(settings.limits.trusted_networks)
+        self.table = ConnectionTable(
+            self._loop,
+            settings.limits,
+            self.bus,
+            boot=int(time.time()) & 0xFFFFFFFF,
+            trusted=self._trusted.contains,
+            udp_idle=settings.sip.udp_flow_timeout,
+        )
+        self._wheel = TimerWheel(self._loop.time(), tick_s=_TICK_S, wake=self._wake)
+        self._build_auth()
+        self._build_flows()
+        self._build_sip()
+        self._build_relay()
+        self._open_ports(sockets)
+        if self._sip.keeper is not None:
+            alive, dead = self._sip.keeper.restore(self._sip.location)
+            log.info("bindings restored alive=%d dead=%d", alive, dead)
+        await self._start_admin()
+        self._loop.call_later(_CERTIFICATE_CHECK_S, self._check_certificate)
+        self._listening = True
+
+    def _bind(self) -> list[tuple[Listen, socket.socket, socket.socket | None]]:
+        """Bind everything first, so that a port in use is found before anything else is done."""
+        bound: list[tuple[Listen, socket.socket, socket.socket | None]] = []
+        for index, listen in enumerate(self._settings.listen):
+            try:
+                stream = bind_stream(listen.host, listen.port)
+                port = stream.getsockname()[1]
+                datagram = bind_datagram(listen.host, port) if "udp" in listen.transports else None
+            except OSError as error:
+                if listen.host == "::" and error.errno in (97, 99) and bound:
+                    log.warning("no IPv6 on this machine, bind=%s left out", listen.bind)
+                    continue
+                for _, one, other in bound:
+                    one.close()
+                    if other is not None:
+                        other.close()
+                reason = f"cannot listen on {listen.bind}: {error.strerror}"
+                raise ConfigError(self._source, f"listen[{index}].bind", reason) from error
+            bound.append((listen, stream, datagram))
+        return bound
+
+    def _open_storage(self) -> Storage:
+        try:
+            return open_storage(self._settings.storage, self._loop)
+        except StorageError as error:
+            raise ConfigError(self._source, "storage.url", str(error)) from error
+
+    def _build_auth(self) -> None:
+        settings = self._settings
+        auth = settings.auth
+        self._cache = CredentialCache()
+        self._lockout = Lockout(exempt=settings.limits.trusted)
+        self._nonces = {
+            realm: Nonces(realm, auth.algorithms, self._random(32), self._random, lifetime_s=auth.nonce_lifetime)
+            for realm in {self._realm(domain) for domain in settings.domains}
+        }
+        self._authenticators = {
+            domain.lower().encode("ascii"): self._authenticator(self._realm(domain)) for domain in settings.domains
+        }
+
+    def _realm(self, domain: str) -> bytes:
+        return (self._settings.auth.realm or domain.lower()).encode()
+
+    def _authenticator(self, realm: bytes) -> Authenticator:
+        return Authenticator(realm, self._settings.auth.algorithms, self._nonces[realm], self._cache, self._random)
+
+    def _build_flows(self) -> None:
+        settings = self._settings
+        keys = settings.outbound.token_key_bytes or (self._kept_key(),)
+        self._flows = FlowTable(
+            self.table.connections,
+            self.table.wheel,
+            self.bus.publish,
+            TokenKeys(keys),
+            boot=self.table.boot,
+            worker=self.table.worker,
+            udp_timeout=settings.sip.udp_flow_timeout,
+            revive=self._revive,
+        )
+
+    def _kept_key(self) -> bytes:
+        """Return the key for flow tokens that storage keeps, made on the first start."""
+        key = self._storage.secrets.get(_TOKEN_KEY_NAME)
+        if key is None:
+            key = os.urandom(32)
+            self._storage.secrets.put(_TOKEN_KEY_NAME, key)
+        return key
+
+    def _revive(self, listener: int, remote: Address) -> Connection | None:
+        for port in self._ports:
+            if port.listener.index == listener and port.speaks_to(remote[0]):
+                return port.flow_to(*remote)
+        return None
+
+    def _build_sip(self) -> None:
+        world = World(
+            wheel=self._wheel,
+            slow_wheel=self.table.wheel,
+            bus=self.bus,
+            storage=self._storage,
+            flows=self._flows,
+            cache=self._cache,
+            authenticators=self._authenticators,
+            lockout=self._lockout,
+            clock=self._loop.time,
+            random=self._random,
+            soon=self._loop.call_soon,
+        )
+        self._sip: SipStack = build_sip(self._settings, world, Addresses(self._settings.domains, self._names()), self)
+
+    def _names(self) -> list[Address]:
+        """Return every (host, port) that means us."""
+        names: list[Address] = []
+        for listen in self._settings.listen:
+            names.append((listen.advertised_host, listen.advertised_port))
+            hosts = [*local_addresses(), "localhost"] if listen.wildcard else [listen.host]
+            names += [(host, listen.port) for host in hosts]
+        return names
+
+    def reach(self, uri: SipUri, size: int, reached: Reached) -> None:
+        """Find ways for SIP requests; see `edge.sip.reach`."""
+        assert self._reach is not None
+        self._reach.reach(uri, size, reached)
+
+    def reply_flow(self, connection: Connection, host: str, port: int) -> Connection:
+        """Find the flow for an answer; see `edge.sip.reach`."""
+        assert self._reach is not None
+        return self._reach.reply_flow(connection, host, port)
+
+    def _build_relay(self) -> None:
+        settings = self._settings
+        msrp = settings.msrp
+        self._dialer = Dialer(self.table, self._tls.client)
+        domains = [(domain.lower(), listen.port) for domain in settings.domains for listen in settings.listen]
+        relay = RelaySettings(
+            names=frozenset((host.lower(), port) for host, port in [*self._names(), *domains]),
+            use_path=_host_port(msrp.use_path) if msrp.use_path else None,
+            min_expires=msrp.min_expires,
+            max_expires=msrp.max_expires,
+            default_expires=msrp.default_expires,
+            max_chunk_size=msrp.max_chunk_size,
+            require_tls=msrp.require_tls,
+            allow_targets=msrp.allowed_networks,
+            share_links=msrp.share_links,
+            report_timeout=msrp.report_timeout,
+            auth_failures=settings.limits.auth_failures,
+        )
+        realm = self._realm(settings.domains[0])
+        self._relay = Relay(
+            relay,
+            authenticator=Authenticator(
+                realm, settings.auth.algorithms, self._nonces[realm], self._cache, self._random, dialect=MSRP
+            ),
+            cache=self._cache,
+            users=self._storage.users,
+            dial=self._dial_msrp,
+            wheel=self._wheel,
+            random=self._random,
+            clock=self._loop.time,
+            soon=self._loop.call_soon,
+            publish=self.bus.publish,
+        )
+
+    def _dial_msrp(
+        self, secure: bool, host: str, port: int, handler: MsrpHandler, check_address: Callable[[str], bool]
+    ) -> Connection:
+        transport = Transport.TLS if secure else Transport.TCP
+        return self._dialer.connect(
+            transport, host, port, handler, listener=self._listeners[0], check_address=check_address
+        )
+
+    # -- ports
+
+    def _open_ports(self, sockets: list[tuple[Listen, socket.socket, socket.socket | None]]) -> None:
+        for index, (listen, stream, datagram) in enumerate(sockets):
+            port = stream.getsockname()[1]
+            advertised = (listen.advertised_host, listen.advertised_port if listen.advertise else port)
+            rules = self._rules(listen)
+            listener = TcpListener(self.table, index, stream, advertised, rules)
+            self._listeners.append(listener)
+            if datagram is not None:
+                self._ports.append(self._udp_port(listen, listener, datagram))
+        settings = self._settings
+        self._resolver = Resolver(
+            self._loop,
+            transports=frozenset((Transport.UDP, Transport.TCP, Transport.TLS)),
+            families=tuple(sorted({6 if ":" in listener.address[0] else 4 for listener in self._listeners})),
+            max_addresses=settings.limits.dns_addresses,
+            random=self._random,
+        )
+        self._reach = SipReach(
+            resolver=self._resolver,
+            dialer=self._dialer,
+            ports=self._ports,
+            listener=self._listeners[0],
+            handler=lambda connection: self._sip.framing.handler(),
+            allowed=NetworkSet(settings.sip.allowed_networks).contains,
+        )
+
+    def _rules(self, listen: Listen) -> ListenerRules:
+        limits = self._settings.limits
+        sip = _sip_handler(self._sip) if "sip" in listen.protocols else _refuse_sip(self._sip)
+        msrp = self._relay.handler_for if "msrp" in listen.protocols else _refuse_msrp
+
+        def websocket(subprotocol: str, connection: Connection) -> Handler:
+            return sip(connection) if subprotocol == "sip" else msrp(connection)
+
+        names = [name for name in listen.protocols if {"ws", "wss"} & set(listen.transports)]
+        tls_only = set(names) if "ws" not in listen.transports else set()
+        if self._settings.msrp.require_tls:
+            tls_only.add("msrp")
+        return ListenerRules(
+            transports=frozenset(Transport[name.upper()] for name in listen.transports),
+            handlers={Protocol.SIP: sip, Protocol.MSRP: msrp},
+            upgrades=UpgradeRules(subprotocols=names, tls_only=tls_only, max_message=limits.websocket_message),
+            websocket=websocket,
+            tls=self._tls.server,
+            is_proxy=NetworkSet(listen.proxy_networks).contains,
+            handshake_timeout=limits.handshake_timeout,
+            first_message_timeout=limits.first_message_timeout,
+            proxy_header_timeout=limits.proxy_header_timeout,
+            start_line=limits.start_line,
+        )
+
+    def _udp_port(self, listen: Listen, listener: TcpListener, sock: socket.socket) -> UdpPort:
+        handler = SipDatagrams(self._sip if "sip" in listen.protocols else None)
+        return UdpPort(self.table, listener, sock, handler, answer_stun, self._settings.limits.udp_flows)
+
+    # -- clocks
+
+    def _wake(self) -> None:
+        if self._ticker is None:
+            self._ticker = self._loop.call_later(_TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticker = None
+        transactions = self._sip.core.transactions
+        transactions.handle_deadline(self._loop.time())
+        if transactions.lingering:
+            self._wake()
+
+    def _check_certificate(self) -> None:
+        self._tls.reload_if_changed()
+        if not self._stop.is_set():
+            self._loop.call_later(_CERTIFICATE_CHECK_S, self._check_certificate)
+
+    # -- admin
+
+    async def _start_admin(self) -> None:
+        self._lag = LoopLag(self._loop)
+        self._collector = EdgeCollector(
+            self.bus, self.table, self._storage, self._lag, core=self._sip.core, relay=self._relay
+        )
+        self._collector.reload_timestamp = time.time()
+        registry = build_registry(self._collector)
+        source = Source(
+            self.table,
+            self._flows,
+            self._storage,
+            core=self._sip.core,
+            relay=self._relay,
+            listening=lambda: self._listening,
+            draining=lambda: self._draining,
+        )
+        admin = self._settings.admin
+        self._admin = AdminServer(admin.bind, admin.token, source, lambda: expose(registry), config=self._source)
+        await self._admin.start()
+
+    # -- running
+
+    async def serve(self) -> None:
+        """Serve until told to stop, then drain and stop."""
+        await self._stop.wait()
+        await self._shut_down()
+
+    def request_stop(self) -> None:
+        """SIGTERM: the first drains, the second stops now."""
+        if self._draining:
+            self._stop.set()
+            return
+        self._draining = True
+        self._sip.core.draining = True
+        self._loop.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        """Take nothing new; wait until what is on its way is done, at most `limits.drain_timeout`."""
+        for listener in self._listeners:
+            listener.close()
+        busy = self._relay.drain()
+        deadline = self._loop.time() + self._settings.limits.drain_timeout
+        log.info("draining messages=%d transactions=%d", busy, len(self._sip.core.transactions.servers))
+        while self._loop.time() < deadline and not self._stop.is_set() and self._busy():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), 0.1)
+        self._stop.set()
+
+    def _busy(self) -> bool:
+        unanswered = any(server.status < 200 for server in self._sip.core.transactions.servers.values())
+        return unanswered or self._relay.drain() > 0
+
+    def reload(self) -> None:
+        """SIGHUP: read the file again; what cannot change while running is named and left."""
+        self._collector.reload_timestamp = time.time()
+        try:
+            path = Path(self._source) if self._source != "defaults" else None
+            settings = load_settings(path)
+            self._tls.reload(settings)
+        except ConfigError as error:
+            self._collector.reload_successful = False
+            log.error("configuration not reloaded reason=%s", error)
+            return
+        self._collector.reload_successful = True
+        self.table.reconfigure(settings.limits)
+        if settings.outbound.token_key_bytes:
+            self._flows.replace_keys(TokenKeys(settings.outbound.token_key_bytes))
+        fixed = [name for name in _FIXED if getattr(settings, name) != getattr(self._settings, name)]
+        if fixed:
+            log.warning("configuration reloaded, but these need a restart: %s", ", ".join(fixed))
+        else:
+            log.info("configuration reloaded")
+
+    async def _shut_down(self) -> None:
+        self._listening = False
+        for listener in self._listeners:
+            listener.close()
+        self.table.close_all("shutdown")
+        await self._dialer.close()
+        await self._admin.stop()
+        await self._resolver.close()
+        for port in self._ports:
+            port.close()
+        self._lag.stop()
+        self.table.stop()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await self._loop.run_in_executor(None, self._storage.close)
+        log.info("stopped")
+
+    def describe(self) -> list[str]:
+        """Return what an operator reads at the start: where we listen, what to do next."""
+        lines = [f"edge is listening, domains: {', '.join(self._settings.domains)}"]
+        for listen, listener in zip(self._settings.listen, self._listeners, strict=False):
+            host, port = listener.address
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            lines.append(f"  {where}  {', '.join(listen.transports)}  for {', '.join(listen.protocols)}")
+        lines.append(f"  admin  http://{self._settings.admin.bind}  (/metrics /healthz /readyz /api)")
+        if self._tls.self_signed:
+            lines.append("warning: self-signed certificate; set tls.certificate and tls.private_key for real clients")
+        lines.append(f"next: edge user add alice@{self._settings.domains[0]}")
+        return lines
+
+
+_FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "msrp", "policy", "hooks", "accounting", "admin")
+
+
+class SipDatagrams:
+    """The handler of UDP flows: every datagram is a whole message. Without a SIP stack they are dropped."""
+
+    def __init__(self, stack: SipStack | None) -> None:
+        self._stack = stack
+
+    def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
+        """Take one datagram."""
+        if self._stack is not None:
+            self._stack.framing.receive_datagram(connection, data, now)
+
+    def receive_eof(self, connection: Connection, now: float) -> bool:
+        """Datagrams have no end."""
+        return False
+
+    def handle_writable(self, connection: Connection, now: float) -> None:
+        """Datagrams do not wait."""
+
+    def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
+        """The flow failed or went idle."""
+        if self._stack is not None:
+            self._stack.core.handle_lost(connection, reason, now)
+
+
+def _sip_handler(stack: SipStack) -> Callable[[Connection], Handler]:
+    def handler(connection: Connection) -> SipStream:
+        return stack.framing.handler()
+
+    return handler
+
+
+def _refuse_sip(stack: SipStack) -> Callable[[Connection], Handler]:
+    def handler(connection: Connection) -> Handler:
+        return SipRefusal(stack.core.limits)
+
+    return handler
+
+
+def _refuse_msrp(connection: Connection) -> Handler:
+    return MsrpRefusal()
+
+
+def _host_port(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def run(settings: Settings, source: str) -> int:
+    """Run a server in the foreground; returns the exit status."""
+    _raise_descriptor_limit()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_run(settings, source))
+
+
+async def _run(settings: Settings, source: str) -> int:
+    loop = asyncio.get_running_loop()
+    server = Server(settings, source, loop)
+    try:
+        await server.start()
+    except ConfigError as error:
+        print(f"edge: {error}", file=sys.stderr)
+        return 2
+    loop.add_signal_handler(signal.SIGTERM, server.request_stop)
+    loop.add_signal_handler(signal.SIGINT, server.request_stop)
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
+    gc.collect()
+    gc.freeze()
+    print("\n".join(server.describe()), flush=True)
+    await server.serve()
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Choose uvloop where it runs; EDGE_LOOP=asyncio asks for the standard loop."""
+    if os.environ.get("EDGE_LOOP", "uvloop") == "uvloop":
+        with contextlib.suppress(ImportError):
+            import uvloop  # noqa: PLC0415 - not there on every platform
+
+            return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

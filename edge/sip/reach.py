@@ -1,0 +1,152 @@
+"""Ways out for SIP requests that have no flow: resolver, UDP sockets, TCP and TLS connections (RFC 3263, RFC 3261 §18.1.1).
+
+Connections we opened are kept and used again for the same destination. Towards addresses of nobody we know, and that the
+operator did not allow (loopback, private, multicast …), nothing leaves (SIP-TRP-15).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from edge.connections import Connection, Handler, Listener, Transport
+from edge.datagram import UdpPort
+from edge.dialer import Dialer
+from edge.sip.proxy import Opener, Reached
+from edge.sip.resolver import Destination
+from edge.sip.uri import SipUri
+
+_LARGEST_DATAGRAM = 1300  # RFC 3261 §18.1.1
+FORBIDDEN = 403
+
+
+class Locator(Protocol):
+    """Finds destinations (`edge.sip.resolver.Resolver`)."""
+
+    def resolve(self, uri: SipUri, done: Callable[[list[Destination], int], None]) -> None: ...
+
+
+class SipReach:
+    """Opens, finds and reuses connections towards destinations."""
+
+    def __init__(
+        self,
+        *,
+        resolver: Locator,
+        dialer: Dialer,
+        ports: Sequence[UdpPort],
+        listener: Listener,
+        handler: Callable[[Connection], Handler],
+        allowed: Callable[[str], bool],
+        may_dial: bool = True,
+    ) -> None:
+        self._resolver = resolver
+        self._dialer = dialer
+        self._ports = ports
+        self._listener = listener
+        self._handler = handler
+        self._allowed = allowed
+        self._may_dial = may_dial
+        self._open: dict[tuple[Transport, str, int], Connection] = {}
+
+    def reach(self, uri: SipUri, size: int, reached: Reached) -> None:
+        """Find ways to the host of a URI for a request of about `size` octets."""
+
+        def done(destinations: list[Destination], status: int) -> None:
+            permitted = [d for d in destinations if self._permits(d)]
+            if destinations and not permitted:
+                reached([], FORBIDDEN)
+                return
+            reached([way for d in permitted for way in self._ways(d, size)], status)
+
+        self._resolver.resolve(uri, done)
+
+    def reply_flow(self, connection: Connection, host: str, port: int) -> Connection:
+        """Return the UDP flow for an answer to `host`:`port` from the socket that `connection` belongs to."""
+        for udp in self._ports:
+            if udp.listener is connection.listener:
+                return udp.flow_to(host, port)
+        return connection
+
+    def _permits(self, destination: Destination) -> bool:
+        if not is_unicast(destination.address) or not destination.port:
+            return False
+        if self._allowed(destination.address) or is_public(destination.address):
+            return True
+        return self._known(destination) is not None
+
+    def _known(self, destination: Destination) -> Connection | None:
+        """Return a connection to this very address that exists already."""
+        if destination.transport is Transport.UDP:
+            for port in self._ports:
+                if port.speaks_to(destination.address):
+                    flow = port.known_flow(destination.address, destination.port)
+                    if flow is not None:
+                        return flow
+            return None
+        known = self._open.get((destination.transport, destination.address, destination.port))
+        return known if known is not None and not known.closed else None
+
+    def _ways(self, destination: Destination, size: int) -> list[Opener]:
+        udp = destination.transport is Transport.UDP
+        ways: list[Opener] = [lambda: self._connect(destination)]
+        if udp and size > _LARGEST_DATAGRAM and self._may_dial and self._known(destination) is None:
+            stream = Destination(Transport.TCP, destination.address, destination.port, destination.server_name)
+            ways.insert(0, lambda: self._connect(stream))
+        return ways
+
+    def _connect(self, destination: Destination) -> Connection:
+        known = self._known(destination)
+        if known is not None:
+            return known
+        if destination.transport is Transport.UDP:
+            port = next(p for p in self._ports if p.speaks_to(destination.address))
+            return port.flow_to(destination.address, destination.port)
+        connection = self._dialer.connect(
+            destination.transport,
+            destination.address,
+            destination.port,
+            _NO_HANDLER,
+            listener=self._listener,
+            server_name=destination.server_name,
+        )
+        connection.handler = self._handler(connection)
+        self._open[destination.transport, destination.address, destination.port] = connection
+        if len(self._open) > 1024:
+            self._open = {key: held for key, held in self._open.items() if not held.closed}
+        return connection
+
+
+class _NoHandler:
+    """Stands in until the real handler is made, which needs the connection."""
+
+    def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
+        """Nothing arrives before the handler is in place."""
+
+    def receive_eof(self, connection: Connection, now: float) -> bool:
+        """Nothing arrives before the handler is in place."""
+        return False
+
+    def handle_writable(self, connection: Connection, now: float) -> None:
+        """Nothing was sent before the handler is in place."""
+
+    def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
+        """Nothing was lost before the handler is in place."""
+
+
+_NO_HANDLER = _NoHandler()
+
+
+def is_unicast(address: str) -> bool:
+    """Whether an address can be a peer's: not unspecified, multicast or broadcast."""
+    ip = ipaddress.ip_address(address)
+    return not (ip.is_unspecified or ip.is_multicast or address == "255.255.255.255")
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is a public one."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return ip.is_global

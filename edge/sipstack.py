@@ -1,0 +1,173 @@
+"""Puts the SIP parts together from the settings. The world (sockets, storage, clocks) is handed in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from edge.auth.authenticator import Authenticator
+from edge.auth.credentials import Credential, CredentialCache
+from edge.auth.lockout import Lockout
+from edge.config import Settings
+from edge.events import EventBus
+from edge.networks import NetworkSet
+from edge.outbound.flows import FlowTable
+from edge.sip.access import Access
+from edge.sip.core import Reach, SipCore
+from edge.sip.framing import SipFraming
+from edge.sip.keeper import BindingKeeper
+from edge.sip.location import Location
+from edge.sip.message import MessageLimits
+from edge.sip.registrar import Registrar, RegistrarSettings
+from edge.sip.registration import Registration
+from edge.sip.targets import Addresses, TargetFinder
+from edge.sip.transaction import Transactions
+from edge.sip.uri import UriCache
+from edge.storage.base import Storage, UserStore
+from edge.storage.memory import MemoryBindingStore
+from edge.timers import TimerWheel
+
+
+@dataclass(slots=True)
+class World:
+    """What the SIP parts need from outside."""
+
+    wheel: TimerWheel
+    slow_wheel: TimerWheel
+    bus: EventBus
+    storage: Storage
+    flows: FlowTable
+    cache: CredentialCache
+    authenticators: Mapping[bytes, Authenticator]
+    lockout: Lockout
+    clock: Callable[[], float]
+    random: Callable[[int], bytes]
+    soon: Callable[[Callable[[], None]], object]
+
+
+@dataclass(slots=True)
+class SipStack:
+    """The SIP element with what it is made of."""
+
+    core: SipCore
+    framing: SipFraming
+    location: Location
+    registration: Registration
+    keeper: BindingKeeper | None
+    addresses: Addresses
+
+
+def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Reach) -> SipStack:
+    """Build the SIP element of this process."""
+    uris = UriCache()
+    location = Location(world.slow_wheel)
+    keeper = None
+    if not isinstance(world.storage.bindings, MemoryBindingStore):
+        keeper = BindingKeeper(world.storage.bindings, world.flows, world.clock, time.time)
+    access = Access(
+        enabled=settings.auth.required,
+        addresses=addresses,
+        authenticators=world.authenticators,
+        users=world.storage.users,
+        cache=world.cache,
+        lockout=world.lockout,
+        uris=uris,
+        clock=world.clock,
+        publish=world.bus.publish,
+    )
+    registration = _build_registration(settings, world, addresses, location, access, uris, keeper)
+    targets = TargetFinder(
+        addresses,
+        location,
+        world.flows,
+        uris,
+        force=settings.outbound.force,
+        known_user=_known_user(world.storage.users),
+        branches=settings.limits.branches,
+    )
+    core = SipCore(
+        addresses=addresses,
+        limits=_message_limits(settings),
+        transactions=Transactions(world.wheel),
+        location=location,
+        access=access,
+        registration=registration,
+        targets=targets,
+        flows=world.flows,
+        reach=reach,
+        clock=world.clock,
+        random=world.random,
+        uris=uris,
+        soon=world.soon,
+        max_transactions=settings.limits.transactions,
+    )
+    framing = SipFraming(core, world.wheel, settings.limits.message_timeout)
+    return SipStack(core, framing, location, registration, keeper, addresses)
+
+
+def _build_registration(
+    settings: Settings,
+    world: World,
+    addresses: Addresses,
+    location: Location,
+    access: Access,
+    uris: UriCache,
+    keeper: BindingKeeper | None,
+) -> Registration:
+    sip = settings.sip
+    bounds = RegistrarSettings(
+        min_expires=sip.min_expires,
+        max_expires=sip.max_expires,
+        default_expires=sip.default_expires,
+        bindings_per_aor=settings.limits.bindings_per_aor,
+    )
+    return Registration(
+        addresses=addresses,
+        location=location,
+        registrar=Registrar(location, uris, bounds),
+        access=access,
+        flows=world.flows,
+        uris=uris,
+        keeper=keeper,
+        trusted_edge=NetworkSet(sip.trusted_edge_networks).contains,
+        force=settings.outbound.force,
+        flow_timer=settings.outbound.flow_timer,
+        min_expires=sip.min_expires,
+        clock=world.clock,
+        wall_clock=time.time,
+        publish=world.bus.publish,
+        random=world.random,
+    )
+
+
+def _message_limits(settings: Settings) -> MessageLimits:
+    limits = settings.limits
+    return MessageLimits(
+        start_line=limits.start_line,
+        request_uri=limits.request_uri,
+        header_line=limits.header_line,
+        header_lines=limits.header_lines,
+        vias=limits.vias,
+        header_block=limits.header_block,
+        body=limits.body,
+    )
+
+
+def _known_user(users: UserStore) -> Callable[[bytes, Callable[[bool], None]], None]:
+    """Return the question whether a user exists; a store that cannot say counts as yes, which is a 480 and not a 404."""
+
+    def known(aor: bytes, done: Callable[[bool], None]) -> None:
+        user, _, domain = aor.rpartition(b"@")
+
+        def fetched(found: Credential | Exception | None) -> None:
+            done(found is not None)
+
+        try:
+            name = user.decode()
+        except UnicodeDecodeError:
+            done(False)
+            return
+        users.fetch(name, domain.decode("ascii"), fetched)
+
+    return known

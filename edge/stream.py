@@ -1,0 +1,206 @@
+"""TCP, TLS, WS and WSS connections: a `Connection` that is the asyncio protocol of its transport."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import cast
+
+from edge.connections import Address, Connection, ConnectionTable, Handler, Listener, Transport, WireCodec
+
+HIGH_WATER = 65536
+LOW_WATER = 16384
+_HALF_CLOSED_S = 32.0  # 64*T1: as long as an answer may still be due
+
+
+class StreamConnection(Connection, asyncio.Protocol):
+    """One TCP, TLS, WS or WSS connection; also the asyncio protocol of its transport.
+
+    A connection we dial exists, and takes `send`, before the handshake is done.
+    """
+
+    __slots__ = (
+        "_end", "_held", "_out", "_pauses", "_transport", "codec", "half_closed", "queue_limit",
+        "verify_peer",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        table: ConnectionTable,
+        transport: Transport,
+        remote: Address,
+        local: Address,
+        listener: Listener | None,
+        handler: Handler,
+    ) -> None:
+        super().__init__(table, transport, remote, local, listener, handler)
+        self.codec: WireCodec | None = None
+        self.half_closed = False
+        self.queue_limit = table.send_queue  # 0 = none: the feeder is held instead
+        # asked for connections we dial with TLS, before a single octet leaves
+        self.verify_peer: Callable[[ssl.SSLObject], bool] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] | None = None
+        self._held: set[Connection] | None = None
+        self._pauses = 0
+        self._end = ""  # why we ended it ourselves; with "!" in front when that was a failure
+
+    # -- what the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
+        if self.verify_peer is not None and not self.verify_peer(transport.get_extra_info("ssl_object")):
+            self.fail("tls")
+            return
+        transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        if self._pauses:
+            transport.pause_reading()
+        self.table.add(self)
+        if self._out:
+            self.table.mark_dirty(self)
+        if self.outgoing:
+            self.handler.handle_writable(self, self.table.now())
+
+    def data_received(self, data: bytes) -> None:
+        now = self.last_received = self.table.now()
+        self.octets_in += len(data)
+        if not self.closed:
+            self.handler.receive_data(self, data, now)
+
+    def eof_received(self) -> bool:
+        if self.closed:
+            return False
+        keep = self.handler.receive_eof(self, self.table.now()) and self.uses > 0 and not self.transport.secure
+        if keep:
+            self.half_closed = True
+            self.table.end(self, "eof", failed=False)
+            self.table.wheel.start(self, self.table.now() + _HALF_CLOSED_S)
+        else:
+            self._end = self._end or "eof"
+        return keep
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        self.unsent_seen = 0
+        self.stalled_at = self.table.now()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        held, self._held = self._held, None
+        for feeder in held or ():
+            feeder.resume_reading()
+        if not self.closed:
+            self.handler.handle_writable(self, self.table.now())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        reason, failed = _ending(self._end, exc)
+        self.table.wheel.stop(self)
+        held, self._held = self._held, None
+        for feeder in held or ():
+            feeder.resume_reading()
+        self.table.end(self, reason, failed)
+        self._transport = None
+
+    # -- what the protocols call
+
+    def send(self, data: bytes) -> None:
+        if self.closed and not self.half_closed:
+            return
+        if self.codec is not None:
+            data = self.codec.encode_message(data)
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Queue wire bytes as they are, past the WebSocket framing."""
+        out = self._out
+        if out is None:
+            self._out = [data]
+            self.table.mark_dirty(self)
+        else:
+            out.append(data)
+
+    def flush(self) -> None:
+        """Hand what was queued in this turn to the transport, in one write."""
+        out, transport = self._out, self._transport
+        if not out or transport is None:
+            return
+        self._out = None
+        data = out[0] if len(out) == 1 else b"".join(out)
+        self.octets_out += len(data)
+        transport.write(data)
+        if not self.writable and self.queue_limit and transport.get_write_buffer_size() > self.queue_limit:
+            self.fail("send_queue")
+
+    def unsent(self) -> int:
+        queued = sum(map(len, self._out)) if self._out else 0
+        return queued + (self._transport.get_write_buffer_size() if self._transport else 0)
+
+    def hold(self, feeder: Connection) -> None:
+        if self.writable or feeder is self:
+            return
+        if self._held is None:
+            self._held = set()
+        if feeder not in self._held:
+            self._held.add(feeder)
+            feeder.pause_reading()
+
+    def pause_reading(self) -> None:
+        self._pauses += 1
+        if self._pauses == 1 and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._pauses -= 1
+        if self._pauses == 0 and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    @property
+    def reading_paused(self) -> bool:
+        """Whether somebody stopped the reading of this connection."""
+        return self._pauses > 0
+
+    def close(self, reason: str) -> None:
+        if self.closed and not self.half_closed:
+            return
+        self._end = self._end or reason
+        if self.codec is not None and not self.closed:
+            self.write(self.codec.encode_close(1001 if reason == "shutdown" else 1000))
+        self.flush()
+        self.table.end(self, reason, failed=False)
+        if self._transport is not None:
+            self._transport.close()
+
+    def fail(self, reason: str) -> None:
+        if not self.closed:
+            self._end = "!" + reason
+            self.table.end(self, reason, failed=True)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def release_use(self) -> None:
+        self.uses -= 1
+        if self.half_closed and self.uses <= 0:
+            self.close("eof")
+
+    def dial_failed(self, reason: str) -> None:
+        """The connection we were opening did not come up."""
+        self._out = None
+        self.table.end(self, reason, failed=True)
+
+    def ssl_object(self) -> ssl.SSLObject | None:
+        """The TLS session, None without TLS or after the end."""
+        return self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+
+
+def _ending(own: str, exc: Exception | None) -> tuple[str, bool]:
+    """Name the end of a connection: (reason, whether it is a failure)."""
+    if own:
+        return own.lstrip("!"), own.startswith("!")
+    if exc is None:
+        return "eof", False
+    if isinstance(exc, ssl.SSLError):
+        return "tls", True
+    if isinstance(exc, ConnectionError):
+        return "reset", True
+    return ("timed_out" if isinstance(exc, TimeoutError) else "io_error"), True
