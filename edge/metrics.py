@@ -8,11 +8,15 @@ make a time series.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import resource
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from edge.connections import ConnectionTable, Transport
@@ -39,6 +43,7 @@ MSRP_CODES = frozenset(map(str, _CODES))
 
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _MOST_WORDS = 64  # time series of one metric
+_LIST_DESCRIPTORS_EVERY_S = 60.0
 
 
 class LoopLag:
@@ -183,11 +188,48 @@ class EdgeCollector:
             self._msrp_auth_failed[event.reason] = self._msrp_auth_failed.get(event.reason, 0) + 1
 
 
+class ProcessFigures:
+    """The `process_*` metrics of the client library, without its listing of every open descriptor at every scrape.
+
+    With 20,000 connections that takes 30 ms, during which nothing else is done. Linux 6.2 and later just say the
+    number; on an older one they are listed once a minute.
+    """
+
+    def __init__(self, proc: Path = Path("/proc/self")) -> None:
+        self._proc = proc
+        self._page = resource.getpagesize()
+        self._listed = 0
+        self._list_at = float("-inf")
+        ticks = int((proc / "stat").read_bytes().rpartition(b")")[2].split()[19])
+        up_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        self._started_at = time.time() - up_s
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families."""
+        virtual, resident = (int(pages) * self._page for pages in (self._proc / "statm").read_bytes().split()[:2])
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        yield CounterMetricFamily("process_cpu_seconds", "CPU time, user and system", time.process_time())
+        yield GaugeMetricFamily("process_virtual_memory_bytes", "Virtual memory", virtual)
+        yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory", resident)
+        yield GaugeMetricFamily("process_start_time_seconds", "Start, since 1970", self._started_at)
+        yield GaugeMetricFamily("process_open_fds", "Open file descriptors", self._open_descriptors())
+        yield GaugeMetricFamily("process_max_fds", "Most file descriptors there may be", limit)
+
+    def _open_descriptors(self) -> int:
+        if count := (self._proc / "fd").stat().st_size:
+            return count
+        now = time.monotonic()
+        if now >= self._list_at:
+            self._list_at = now + _LIST_DESCRIPTORS_EVERY_S
+            self._listed = len(os.listdir(self._proc / "fd"))  # noqa: PTH208 - names are not needed
+        return self._listed
+
+
 def build_registry(collector: EdgeCollector) -> CollectorRegistry:
     """Return a registry of our own with the server's metrics and those of the process."""
     registry = CollectorRegistry()
     registry.register(collector)
-    ProcessCollector(registry=registry)
+    registry.register(ProcessFigures())
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     return registry

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import ProcessCollector
 
 from edge.events import AuthenticationFailed, EventBus, FlowFailed
 from edge.metrics import (
@@ -18,6 +20,7 @@ from edge.metrics import (
     SIP_METHODS,
     EdgeCollector,
     LoopLag,
+    ProcessFigures,
     build_registry,
     expose,
     fold,
@@ -262,6 +265,33 @@ async def test_a_scrape_does_not_look_at_every_connection(edge: Edge) -> None:
     fill(edge, 20_000)
     assert events() < 2 * few
     assert Metrics(expose(build_registry(edge.collector)).decode()).value("edge_connections", transport="udp") == 20_000
+
+
+# -- the process
+
+
+def test_process_figures_are_those_of_this_process() -> None:
+    theirs = {
+        sample.name: sample.value for family in ProcessCollector(registry=None).collect() for sample in family.samples
+    }
+    ours = {sample.name: sample.value for family in ProcessFigures().collect() for sample in family.samples}
+    assert set(ours) == set(theirs)
+    assert ours["process_max_fds"] == theirs["process_max_fds"]
+    assert ours["process_start_time_seconds"] == pytest.approx(theirs["process_start_time_seconds"], abs=2)
+    assert ours["process_open_fds"] == pytest.approx(theirs["process_open_fds"], abs=1)  # listing them opens one
+    assert ours["process_cpu_seconds_total"] == pytest.approx(theirs["process_cpu_seconds_total"], abs=1)
+    for name in ("process_resident_memory_bytes", "process_virtual_memory_bytes"):
+        assert ours[name] == pytest.approx(theirs[name], rel=0.1)
+
+
+@pytest.mark.parametrize("folder", ["fd", "task"])
+def test_open_descriptors_are_counted_by_old_and_new_kernels(folder: str, tmp_path: Path) -> None:
+    """Since Linux 6.2 /proc/self/fd tells its size; before that it had size 0, as /proc/self/task has today."""
+    for name in ("stat", "statm"):
+        (tmp_path / name).write_bytes(Path("/proc/self", name).read_bytes())
+    (tmp_path / "fd").symlink_to(f"/proc/self/{folder}")
+    values = [s.value for f in ProcessFigures(tmp_path).collect() for s in f.samples if s.name == "process_open_fds"]
+    assert values == [pytest.approx(len(list(Path("/proc/self", folder).iterdir())), abs=1)]
 
 
 # -- the loop's lag
