@@ -34,6 +34,8 @@ FEEDER_HIGH = 131072
 FEEDER_LOW = 65536
 _NO_LIMIT = 1 << 62
 
+Part = bytes | memoryview
+
 
 class OutStream:
     """One incoming SEND chunk on its way out.
@@ -43,8 +45,8 @@ class OutStream:
     """
 
     __slots__ = (
-        "_offset", "_parts", "_range_after", "_range_before", "begun", "failed", "flag", "has_body", "head", "lane", "last",
-        "piece", "piece_start", "position", "queued", "route", "size", "total", "transaction_id",
+        "_parts", "_range_after", "_range_before", "begun", "failed", "flag", "has_body", "head", "lane", "last", "piece",
+        "piece_start", "plain", "position", "queued", "route", "size", "total", "transaction_id",
     )  # fmt: skip
 
     def __init__(self, route: Route, head: Head) -> None:
@@ -54,12 +56,12 @@ class OutStream:
         self.position = head.range.start if head.range else 1
         self.total = head.range.total if head.range else None
         self._range_before, self._range_after = _split_range(head)
-        self._parts: deque[bytes] = deque()
-        self._offset = 0  # octets of the first part that are gone
+        self._parts: deque[memoryview] = deque()
         # What keeps the octets of one message in order: the sender's connection and the Message-ID.
         self.lane = (route.source.connection.id, head.message_id)
         self.size = 0
         self.flag = b""
+        self.plain = True  # nothing like an end-line has been seen in the body
         self.piece = 0
         self.piece_start = 0
         self.transaction_id = b""  # of the piece that is open
@@ -68,52 +70,49 @@ class OutStream:
         self.queued = False
         self.failed = False
 
-    def add(self, data: bytes) -> None:
-        """Take octets over."""
-        self._parts.append(data)
-        self.size += len(data)
-        self.route.source.buffered += len(data)
+    def add(self, body: memoryview, plain: bool) -> None:
+        """Take octets over; call `settle` before their buffer may go."""
+        self._parts.append(body)
+        self.plain = self.plain and plain
+        self.size += len(body)
+        self.route.source.buffered += len(body)
 
-    def take(self, limit: int) -> bytes:
+    def settle(self) -> None:
+        """Keep the octets that wait, not the reads they came in."""
+        if self._parts:
+            self._parts = deque([memoryview(b"".join(self._parts))])
+
+    def take(self, limit: int) -> memoryview:
         """Give the next octets away: at most `limit`, all from one `add`, never none while there are some."""
-        part, offset = self._parts[0], self._offset
-        left = len(part) - offset - limit
-        if left > 0:
-            self._offset = offset + limit
-            if left <= MIN_PIECE:  # do not keep the buffer of a whole read for its last octets
-                self._parts[0], self._offset = part[offset + limit :], 0
-            part = part[offset : offset + limit]
-        else:
-            self._parts.popleft()
-            self._offset = 0
-            part = part[offset:] if offset else part
+        part = self._parts.popleft()
+        if len(part) > limit:
+            self._parts.appendleft(part[limit:])
+            part = part[:limit]
         self._count(-len(part))
         return part
 
-    def take_all(self, count: int) -> bytes:
+    def take_all(self, count: int) -> list[memoryview]:
         """Give exactly `count` octets away, of which there are enough."""
         parts = []
         while count:
             part = self.take(count)
             count -= len(part)
             parts.append(part)
-        return b"".join(parts)
+        return parts
 
-    def put_back(self, data: bytes) -> None:
+    def put_back(self, part: memoryview) -> None:
         """Undo a part of `take`."""
-        if self._offset:
-            self._parts[0], self._offset = self._parts[0][self._offset :], 0
-        self._parts.appendleft(data)
-        self._count(len(data))
+        self._parts.appendleft(part)
+        self._count(len(part))
 
     def drop(self, keep: int = 0) -> None:
         """Forget what waits, but for the first `keep` octets."""
         position, kept = self.position, self.take_all(min(keep, self.size))
         self.route.source.buffered -= self.size
         self._parts.clear()
-        self._offset = self.size = 0
-        if kept:
-            self.add(kept)
+        self.size = 0
+        for part in kept:
+            self.add(part, True)
         self.position = position
 
     def _count(self, change: int) -> None:
@@ -181,7 +180,7 @@ class Outbox:
         self.closed = False
         self._pumping = False
         self._recent = 0
-        self._gathered: list[bytes] = []
+        self._gathered: list[Part] = []
 
     def attach(self, connection: Connection) -> None:
         """Use this connection; separate from the constructor because a dialled one comes later."""
@@ -201,13 +200,14 @@ class Outbox:
 
     # -- whole frames
 
-    def gather(self, parts: tuple[bytes, ...], size: int) -> None:
-        """Write a frame given in pieces, `size` octets in all, when `flush` is called."""
-        if self.open is not None:
-            self._cut()
+    def gather(self, parts: tuple[Part, ...], size: int) -> None:
+        """Write a frame, or a part of one, given in pieces, `size` octets in all.
+
+        While a read is being handled they wait for `flush`, so that what many frames bring leaves in one piece.
+        """
         self.queued += size
-        if self.websocket:
-            self.connection.send(b"".join(parts))
+        if self.websocket or not self.relay.gathering:
+            self._send(b"".join(parts))
             return
         if not self._gathered:
             self.relay.dirty.append(self)
@@ -221,16 +221,10 @@ class Outbox:
             self._send(b"".join(gathered))
 
     def send_frame(self, frame: bytes) -> None:
-        """Write a frame that must not wait: a response, a REPORT, a small SEND."""
+        """Write a frame that must not wait: a response, a REPORT."""
         if self.open is not None:
-            self._cut()
-        self._write(frame)
-
-    def _write(self, data: bytes) -> None:
-        if self._gathered:
-            self.flush()
-        self.queued += len(data)
-        self._send(data)
+            self.cut()
+        self.gather((frame,), len(frame))
 
     def _send(self, data: bytes) -> None:
         """Send; a sender may be read many times in one turn of the loop, so do not wait for its end with much."""
@@ -246,13 +240,15 @@ class Outbox:
         """Enter a stream; `feed` and `finish` follow."""
         self.streams[stream] = None
 
-    def feed(self, stream: OutStream, data: bytes, now: float) -> None:
+    def feed(self, stream: OutStream, body: memoryview, plain: bool, now: float) -> None:
         """Take body octets of a stream: write them if nobody else waits, else queue them and hold their sender."""
-        stream.add(data)
         if self.lanes or self.blocked:
+            stream.add(memoryview(bytes(body)), plain)
             self._queue(stream, now)
         else:
+            stream.add(body, plain)
             self._drain(stream, _NO_LIMIT)
+            stream.settle()
 
     def finish(self, stream: OutStream, flag: bytes, now: float) -> None:
         """The chunk is complete, given up (`#`), or its sender is gone (`+`)."""
@@ -260,6 +256,7 @@ class Outbox:
         if self.lanes or self.blocked:
             if flag == b"#":
                 stream.drop(keep=MIN_PIECE)
+            stream.settle()
             self._queue(stream, now, first=flag == b"#")
         else:
             self._drain(stream, _NO_LIMIT)
@@ -392,7 +389,7 @@ class Outbox:
         while True:
             if self.open is not stream:
                 if stream.flag and stream.size <= self.limit:
-                    self._write_whole(stream, stream.flag)
+                    self._write_whole(stream)
                     return True
                 if not self._open_piece(stream, budget):
                     return False
@@ -407,7 +404,7 @@ class Outbox:
                 self._forget(stream)
                 return True
             if self.open is stream and stream.piece >= self.limit and stream.size > (0 if stream.flag else 1):
-                self._cut()
+                self.cut()
             elif self.open is stream:
                 return False
 
@@ -416,16 +413,16 @@ class Outbox:
         written = 0
         while written < count:
             part = stream.take(count - written)
-            unsafe = _find_lookalike(stream, part)
+            unsafe = -1 if stream.plain else _find_lookalike(stream, bytes(part))
             if unsafe >= 0:
                 stream.put_back(part[unsafe:])
                 part = part[:unsafe]
-            if part:
-                self._write(part)
-            stream.piece += len(part)
-            written += len(part)
+            size = len(part)
+            self.gather((part,), size)
+            stream.piece += size
+            written += size
             if unsafe >= 0:
-                self._cut()
+                self.cut()
                 break
         return written
 
@@ -434,58 +431,54 @@ class Outbox:
         if self.websocket:
             if stream.size <= self.limit or budget < MIN_PIECE:
                 return False
-            self._write_piece(stream)
+            heads = stream.heads(stream.position + self.limit - 1 if self.limit <= MIN_PIECE else None)
+            self._write_frame(stream, heads, self.limit, b"+")
             return True
         if budget < MIN_PIECE or not (stream.flag or stream.size > MIN_PIECE):
             return False
         if self.open is not None:
-            self._cut()
-        self._begin_transaction(stream)
-        self._write(b"MSRP %b SEND\r\n%b%b\r\n" % (stream.transaction_id, stream.route.out_paths, stream.heads(None)))
+            self.cut()
+        identifier = stream.transaction_id = self.relay.identifiers.draw(self.pending)
+        head = b"MSRP %b SEND\r\n%b%b\r\n" % (identifier, stream.route.out_paths, stream.heads(None))
+        self.gather((head,), len(head))
+        stream.piece_start, stream.piece, stream.last, stream.begun = stream.position, 0, b"", True
         self.open = stream
         return True
 
-    def _begin_transaction(self, stream: OutStream) -> None:
-        stream.transaction_id = self.relay.identifiers.draw(self.pending)
-        stream.piece_start = stream.position
-        stream.piece = 0
-        stream.last = b""
-        stream.begun = True
-
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """End the piece that is open; its stream goes on in another one."""
         self._close_piece(b"+")
 
     def _close_piece(self, flag: bytes) -> None:
         stream = self.open
         assert stream is not None
         self.open = None
-        self._write(b"%b%b%b\r\n" % (END_LINE, stream.transaction_id, flag))
+        line = b"%b%b%b\r\n" % (END_LINE, stream.transaction_id, flag)
+        self.gather((line,), len(line))
         self._remember(stream, stream.transaction_id, stream.piece_start, stream.piece, flag)
         stream.piece = 0
 
-    def _write_piece(self, stream: OutStream) -> None:
-        """Write one complete piece of the largest size; more of the stream follows."""
-        end = stream.position + self.limit - 1
-        heads = stream.heads(end if self.limit <= MIN_PIECE else None)
-        start, body = stream.position, stream.take_all(self.limit)
-        self._write_frame(stream, heads, body, b"+", start=start)
-
-    def _write_whole(self, stream: OutStream, flag: bytes) -> None:
+    def _write_whole(self, stream: OutStream) -> None:
         """Write all that is left of a stream as one frame."""
+        if self.open is not None:
+            self.cut()
         heads = stream.whole_heads(self.websocket) if stream.has_body else stream.head.rest
-        start, body = stream.position, stream.take_all(stream.size)
-        self._write_frame(stream, heads, body, flag, start=start)
+        self._write_frame(stream, heads, stream.size, stream.flag)
         self._forget(stream)
 
-    def _write_frame(self, stream: OutStream, heads: bytes, body: bytes, flag: bytes, *, start: int) -> None:
+    def _write_frame(self, stream: OutStream, heads: bytes, size: int, flag: bytes) -> None:
+        start, body = stream.position, stream.take_all(size)
         identifier = self.relay.identifiers.draw(self.pending)
-        while END_LINE + identifier in body:
+        while not stream.plain and END_LINE + identifier in b"".join(body):
             identifier = self.relay.identifiers.draw(self.pending)
-        blank = b"\r\n" + body + END_LINE if stream.has_body else END_LINE[2:]
-        parts = (b"MSRP ", identifier, b" SEND\r\n", stream.route.out_paths, heads, blank, identifier, flag, b"\r\n")
-        self.send_frame(b"".join(parts))
+        first = b"MSRP %b SEND\r\n%b%b%b" % (
+            identifier, stream.route.out_paths, heads, b"\r\n" if stream.has_body else b"",
+        )  # fmt: skip
+        line = END_LINE if stream.has_body else END_LINE[2:]
+        last = b"%b%b%b\r\n" % (line, identifier, flag)
+        self.gather((first, *body, last), len(first) + size + len(last))
         stream.begun = True
-        self._remember(stream, identifier, start, len(body) if stream.has_body else -1, flag)
+        self._remember(stream, identifier, start, size if stream.has_body else -1, flag)
 
     def _remember(self, stream: OutStream, identifier: bytes, start: int, length: int, flag: bytes) -> None:
         if stream.head.failure_report != b"no":

@@ -88,7 +88,7 @@ class Forwarder:
             return
         if frame.stop > frame.body_at:
             self._relay.stats.octets += frame.stop - frame.body_at
-            stream.add(frame.body)
+            stream.add(memoryview(frame.data)[frame.body_at : frame.stop], frame.plain)
         self.end_send(source, stream, frame.flag, now)
 
     def begin_send(self, source: MsrpHandler, head: Head, now: float) -> OutStream | None:

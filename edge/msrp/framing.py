@@ -44,9 +44,9 @@ BROKEN = 2
 
 
 class Frame:
-    """One whole frame; its body is `data[body_at:stop]`."""
+    """One whole frame; its body is `data[body_at:stop]`, `plain` when no end-line of another id stands in it."""
 
-    __slots__ = ("body_at", "data", "flag", "head", "stop")
+    __slots__ = ("body_at", "data", "flag", "head", "plain", "stop")
 
     def __init__(self, head: Head, data: bytes, body_at: int, stop: int) -> None:
         self.head = head
@@ -54,21 +54,20 @@ class Frame:
         self.body_at = body_at
         self.stop = stop
         self.flag = b"$"
-
-    @property
-    def body(self) -> bytes:
-        """The body; empty for a frame without one, too (`head.has_body` tells)."""
-        return self.data[self.body_at : self.stop]
+        self.plain = True
 
 
 class FrameSink(Protocol):
-    """What is told about frames. `handle_broken` is the last call: nothing after it can be framed."""
+    """What is told about frames. `handle_broken` is the last call: nothing after it can be framed.
+
+    `body` is only good during the call; `plain` says that no end-line of whatever id stands or begins in it.
+    """
 
     def handle_frame(self, frame: Frame, now: float) -> None: ...
 
     def begin_send(self, head: Head, now: float) -> None: ...
 
-    def handle_body(self, data: bytes, start: int, stop: int, now: float) -> None: ...
+    def handle_body(self, body: memoryview, plain: bool, now: float) -> None: ...
 
     def end_send(self, flag: bytes, now: float) -> None: ...
 
@@ -153,7 +152,7 @@ class FrameReader:
         if blank < 0:
             return self._await_head(start, data, position, end, now=now)
         body_at = blank + 4
-        stop, after, flag = find_end(data, body_at, END_LINE + start.transaction_id)
+        stop, after, flag, plain = find_end(data, body_at, END_LINE + start.transaction_id)
         if not flag and not self._may_stream(start, data, body_at, hold):
             if start.method == b"SEND" or len(data) - body_at <= OTHER_BODY_LIMIT + END_ROOM:
                 return self._wait(data, position)
@@ -161,9 +160,9 @@ class FrameReader:
         if start.method != b"SEND" and (not flag or stop - body_at > OTHER_BODY_LIMIT):
             return self._break("body_limit", head, data, now)
         if not flag:
-            return self._begin(head, data, body_at, stop, now=now)
+            return self._begin(head, data, body_at, stop, plain=plain, now=now)
         frame = Frame(head, data, body_at, stop)
-        frame.flag = flag
+        frame.flag, frame.plain = flag, plain
         self._sink.handle_frame(frame, now)
         return after
 
@@ -171,12 +170,12 @@ class FrameReader:
     def _may_stream(start: StartLine, data: bytes, body_at: int, hold: int) -> bool:
         return start.method == b"SEND" and len(data) - body_at >= hold
 
-    def _begin(self, head: Head, data: bytes, body_at: int, stop: int, *, now: float) -> int:
+    def _begin(self, head: Head, data: bytes, body_at: int, stop: int, *, plain: bool, now: float) -> int:
         self.state = STREAMING
         self._needle = END_LINE + head.start.transaction_id
         self._sink.begin_send(head, now)
         if self.state == STREAMING:
-            self._keep_tail(data, body_at, stop, now)
+            self._keep_tail(data, body_at, stop, plain=plain, now=now)
         return len(data)
 
     def _read_bodiless(self, start: StartLine, data: bytes, position: int, end: int, *, line: int, now: float) -> int:
@@ -202,22 +201,22 @@ class FrameReader:
     # -- bodies
 
     def _read_body(self, data: bytes, position: int, now: float) -> int:
-        stop, after, flag = find_end(data, position, self._needle)
+        stop, after, flag, plain = find_end(data, position, self._needle)
         if not flag:
-            self._keep_tail(data, position, stop, now)
+            self._keep_tail(data, position, stop, plain=plain, now=now)
             return len(data)
         if stop > position:
-            self._sink.handle_body(data, position, stop, now)
+            self._sink.handle_body(memoryview(data)[position:stop], plain, now)
         if self.state == STREAMING:
             self.state = IDLE
             self._sink.end_send(flag, now)
         return after
 
-    def _keep_tail(self, data: bytes, position: int, stop: int, now: float) -> None:
+    def _keep_tail(self, data: bytes, position: int, stop: int, *, plain: bool, now: float) -> None:
         if stop < len(data):
             self.rest = data[stop:]
         if stop > position:
-            self._sink.handle_body(data, position, stop, now)
+            self._sink.handle_body(memoryview(data)[position:stop], plain, now)
 
     # -- ends
 
@@ -240,24 +239,30 @@ def _has_long_line(data: bytes, end: int) -> bool:
     return any(len(line) > LINE_LIMIT for line in data[end : end + HEAD_LIMIT].split(b"\r\n"))
 
 
-def find_end(data: bytes, position: int, needle: bytes) -> tuple[int, int, bytes]:
+def find_end(data: bytes, position: int, needle: bytes) -> tuple[int, int, bytes, bool]:
     """Find the end-line of a body (RFC 4975 §7.1); `needle` is its CRLF, hyphens and transaction id.
 
-    Returns (where the body stops, where the next frame starts, flag). Without an end-line the flag is empty and the body
-    stops where one may have begun.
+    Returns (where the body stops, where the next frame starts, flag, whether no other end-line stands before). Without an
+    end-line the flag is empty and the body stops where one may have begun.
     """
-    stop = data.find(needle, position)
+    size = len(data)
+    if data.rfind(END_LINE, position) < 0:  # searching backwards is two times faster here
+        tail = data.rfind(b"\r", max(position, size - len(END_LINE) + 1))
+        return (tail if tail >= 0 and END_LINE.startswith(data[tail:]) else size), 0, b"", True
+    first = stop = data.find(END_LINE, position)
     while stop >= 0:
         after = stop + len(needle)
         trailer = data[after : after + 3]
-        flag = FLAGS.get(trailer)
+        flag = FLAGS.get(trailer) if data.startswith(needle, stop) else None
         if flag is not None:
-            return stop, after + 3, flag
-        if len(trailer) < 3 and any(known.startswith(trailer) for known in FLAGS):
-            return stop, 0, b""
-        stop = data.find(needle, stop + 1)
-    size = len(data)
-    tail = data.rfind(b"\r", max(position, size - len(needle) + 1))
-    if tail >= 0 and needle.startswith(data[tail:]):
-        return tail, 0, b""
-    return size, 0, b""
+            return stop, after + 3, flag, stop == first
+        if after + 3 > size and _may_become(data[stop:], needle):
+            return stop, 0, b"", stop == first
+        stop = data.find(END_LINE, stop + 1)
+    tail = data.rfind(b"\r", max(position, size - len(END_LINE) + 1))
+    return (tail if tail >= 0 and END_LINE.startswith(data[tail:]) else size), 0, b"", False
+
+
+def _may_become(part: bytes, needle: bytes) -> bool:
+    """Tell whether more octets could make `part` an end-line."""
+    return any((needle + flag).startswith(part) for flag in FLAGS)

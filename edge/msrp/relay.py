@@ -161,6 +161,7 @@ class Relay:
         self.forwarder = Forwarder(self)
         self.reporter = Reporter(self)
         self.enrolment = Enrolment(self, authenticator, cache, users)
+        self.gathering = False  # a read is being handled; `flush` follows
         self.dirty: list[Outbox] = []
         self.draining = False
         self._dial = dial
@@ -190,6 +191,7 @@ class Relay:
 
     def flush(self) -> None:
         """Hand over what was gathered during a read."""
+        self.gathering = False
         if self.dirty:
             for outbox in self.dirty:
                 outbox.flush()
