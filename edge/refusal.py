@@ -65,8 +65,8 @@ class SipRefusal(_Refusal):
             read_top_via(message)
             if message.status or message.method == b"ACK":
                 return b""
-            fix_top_via(message, *connection.remote)
-            message.to_tag = h.read_tag(message.lines[message.first[h.TO]]) if message.first[h.TO] else None
+            fix_top_via(message, connection.remote)
+            message.to_tag = h.read_tag(message.texts[h.TO]) if message.first[h.TO] else None
         except RemoteError:
             return b""
         return build_answer(message, 403, b"refused", reason=_NOT_HERE)

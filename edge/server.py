@@ -43,11 +43,11 @@ from edge.outbound.flows import FlowTable
 from edge.outbound.stun import answer as answer_stun
 from edge.outbound.token import TokenKeys
 from edge.refusal import MsrpRefusal, SipRefusal
+from edge.sip.addresses import Addresses
 from edge.sip.framing import SipStream
 from edge.sip.proxy import Reached
 from edge.sip.reach import SipReach
 from edge.sip.resolver import Resolver
-from edge.sip.targets import Addresses
 from edge.sip.uri import SipUri
 from edge.sipstack import SipStack, World, build_sip
 from edge.storage.base import Storage, StorageError

@@ -14,6 +14,7 @@ from edge.events import EventBus
 from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
 from edge.sip.access import Access
+from edge.sip.addresses import Addresses
 from edge.sip.core import Reach, SipCore
 from edge.sip.framing import SipFraming
 from edge.sip.keeper import BindingKeeper
@@ -21,7 +22,7 @@ from edge.sip.location import Location
 from edge.sip.message import MessageLimits
 from edge.sip.registrar import Registrar, RegistrarSettings
 from edge.sip.registration import Registration
-from edge.sip.targets import Addresses, TargetFinder
+from edge.sip.targets import TargetFinder
 from edge.sip.transaction import Transactions
 from edge.sip.uri import UriCache
 from edge.storage.base import Storage, UserStore

@@ -11,7 +11,7 @@ RandomSource = Callable[[int], bytes]
 _BATCH = 256
 _ID_OCTETS = 8  # 64 bits
 ID_LENGTH = 2 * _ID_OCTETS  # they are written in hexadecimal digits
-_SESSION_OCTETS = 16  # 128 bits; RFC 4976 §6.3 asks for 80
+_SESSION_LENGTH = 22  # characters of 6 bits: 132 bits; RFC 4976 §6.3 asks for 80
 
 
 class Identifiers:
@@ -37,6 +37,7 @@ class Identifiers:
                 return identifier
 
     def draw_session_id(self) -> bytes:
-        """Return a session-id of 22 characters."""
+        """Return a session-id of 22 letters, digits, "-" and "+"."""
         # "_" is unreserved and thus allowed, but some parsers of session-ids do not know it.
-        return urlsafe_b64encode(self._random(_SESSION_OCTETS)).rstrip(b"=").replace(b"_", b"+")
+        octets = self._random((_SESSION_LENGTH * 6 + 7) // 8)
+        return urlsafe_b64encode(octets)[:_SESSION_LENGTH].replace(b"_", b"+")

@@ -235,6 +235,8 @@ class FlowTable:
     def set_flow_timer(self, connection: Connection, seconds: float, now: float) -> None:
         """The client was told a Flow-Timer or `keep` value (RFC 5626 §5.4, RFC 6223): watch for its silence."""
         flow = self._flow(connection)
+        if flow.flow_timer == seconds and flow.state is FlowState.UP:
+            return
         flow.flow_timer = seconds
         self._check_clock(flow, connection, now)
         self._schedule(flow, now)
@@ -296,9 +298,13 @@ class FlowTable:
         flow = self._flow(connection)
         key = (aor, instance, reg_id)
         registration = _find(flow, key)
+        until = now + expires_s
+        if registration is not None and until >= registration.expires_at:
+            registration.expires_at = until  # the timer fires early and finds out
+            return
         if registration is None:
             registration = self._add_registration(flow, connection, key, now)
-        registration.expires_at = now + expires_s
+        registration.expires_at = until
         if not flow.announced:
             flow.announced = True
             self._publish(FlowUp(*_describe(connection), flow.describe(now)))

@@ -2,27 +2,36 @@
 
     registrar  401 with WWW-Authenticate        proxy  407 with Proxy-Authenticate        ACK, CANCEL: never asked
 
-An answer that needs the user store is continued in its callback; nothing waits.
+Checks are plain calls. One that needs the user store says so, and is made again in the store's callback; nothing waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from edge.auth.authenticator import Authenticator, Outcome, Verdict
-from edge.auth.credentials import Credential, CredentialCache
+from edge.auth.credentials import Credential, CredentialCache, Lookup
 from edge.auth.lockout import Lockout
 from edge.connections import Connection
 from edge.errors import RemoteError
 from edge.events import AuthenticationFailed, Event
 from edge.sip import headers as h
+from edge.sip.addresses import Addresses
 from edge.sip.forward import Routes
 from edge.sip.message import Message
-from edge.sip.targets import Addresses
 from edge.sip.uri import UriCache, parse_uri
 
-Refused = Callable[..., None]
+Refusal = tuple[int, Sequence[bytes]]
+
+
+@dataclass(slots=True)
+class Pending:
+    """Credentials of a user who must be fetched first; see `Access.ask`."""
+
+    verdict: Verdict
+    domain: bytes
 
 
 class Users(Protocol):
@@ -64,104 +73,64 @@ class Access:
             return False
         return self._addresses.serves(self._uris.parse(message.address(h.FROM).uri))
 
-    def check_proxy(
-        self,
-        connection: Connection,
-        message: Message,
-        now: float,
-        granted: Callable[[float], None],
-        refused: Refused,
-    ) -> None:
-        """Ask for Proxy-Authorization; `granted(now)` or `refused(status, header lines)` is called once."""
-        sender = self._uris.parse(message.address(h.FROM).uri)
+    def sender(self, message: Message) -> bytes:
+        """Return the AOR a request claims to come from: what must be proven."""
+        return self._addresses.aor(self._uris.parse(message.address(h.FROM).uri))
 
-        def checked(verdict: Verdict, now: float) -> None:
-            if verdict.username + b"@" + self._domain(sender.host) != self._addresses.aor(sender):
-                self._report(connection, verdict, "identity")
-                refused(403, ())
-            else:
-                granted(now)
+    def check(
+        self, connection: Connection, message: Message, aor: bytes, proxy: bool, now: float
+    ) -> Refusal | Pending | None:
+        """Judge the credentials of a request that acts for `aor`.
 
-        self._check(connection, message, self._domain(sender.host), True, now, checked, refused)
-
-    def check_register(
-        self,
-        connection: Connection,
-        message: Message,
-        aor: bytes,
-        now: float,
-        granted: Callable[[float], None],
-        refused: Refused,
-    ) -> None:
-        """Ask for Authorization; the user proven must be the user registered (RFC 3261 §10.3 steps 3, 4)."""
-        if not self.enabled:
-            granted(now)
-            return
+        Returns None when they are good, the status and header lines of the refusal, or `Pending`: call `ask` with it.
+        """
         domain = aor.rpartition(b"@")[2]
-
-        def checked(verdict: Verdict, now: float) -> None:
-            if verdict.username + b"@" + domain != aor:
-                self._report(connection, verdict, "identity")
-                refused(403, ())
-            else:
-                granted(now)
-
-        self._check(connection, message, domain, False, now, checked, refused)
-
-    def _domain(self, host: bytes) -> bytes:
-        return host if self._addresses.is_domain(host) else self._addresses.domains[0]
-
-    def _check(
-        self,
-        connection: Connection,
-        message: Message,
-        domain: bytes,
-        proxy: bool,
-        now: float,
-        granted: Callable[[Verdict, float], None],
-        refused: Refused,
-    ) -> None:
         authenticator = self._authenticators[domain]
         rows = message.values(h.PROXY_AUTHORIZATION if proxy else h.AUTHORIZATION)
         if not rows:
-            refused(*_challenge(authenticator, proxy, False, now))
-            return
+            return _challenge(authenticator, proxy, False, now)
         if self._lockout.blocked(connection.source, b"", now):
             self._count("locked_out")
-            refused(403, ())
-            return
+            return 403, ()
+        verdict = authenticator.verify_rows(rows, message.method, lambda uri: self._names_us(uri, message), now)
+        outcome = verdict.outcome
+        if outcome is Outcome.GRANTED:
+            return self._check_identity(connection, verdict, aor, domain)
+        if outcome is Outcome.PENDING:
+            return Pending(verdict, domain)
+        if outcome is Outcome.MALFORMED:
+            self._report(connection, verdict, verdict.reason)
+            return 400, ()
+        if outcome is Outcome.DENIED:
+            self._lockout.record_failure(connection.source, verdict.username, now)
+            self._report(connection, verdict, verdict.reason)
+        return _challenge(authenticator, proxy, verdict.stale, now)
 
-        def judge(now: float, again: bool) -> None:
-            verdict = authenticator.verify_rows(rows, message.method, lambda uri: self._names_us(uri, message), now)
-            outcome = verdict.outcome
-            if outcome is Outcome.GRANTED:
-                granted(verdict, now)
-            elif outcome is Outcome.PENDING and not again:
-                self._ask(verdict, domain, lambda now: judge(now, True), refused)
-            elif outcome is Outcome.MALFORMED:
-                self._report(connection, verdict, verdict.reason)
-                refused(400, ())
-            else:
-                if outcome is Outcome.DENIED:
-                    self._lockout.record_failure(connection.source, verdict.username, now)
-                    self._report(connection, verdict, verdict.reason)
-                refused(*_challenge(authenticator, proxy, verdict.stale, now))
+    def _check_identity(self, connection: Connection, verdict: Verdict, aor: bytes, domain: bytes) -> Refusal | None:
+        """The user proven must be the one acted for (RFC 3261 §10.3 step 4; SIP-AUT-15)."""
+        if verdict.username + b"@" + domain == aor:
+            return None
+        self._report(connection, verdict, "identity")
+        return 403, ()
 
-        judge(now, False)
-
-    def _ask(self, verdict: Verdict, domain: bytes, judge: Callable[[float], None], refused: Refused) -> None:
-        """Fetch a user, remember the answer and go on; a store that fails is a 500, and nobody is let in."""
+    def ask(self, pending: Pending, again: Callable[[float], None], refused: Callable[[int], None]) -> None:
+        """Fetch a user, remember the answer, call `again(now)`; a store that fails is a 500, and nobody is let in."""
+        verdict = pending.verdict
 
         def done(found: Credential | Exception | None) -> None:
             now = self._clock()
             if isinstance(found, Exception):
-                self._count("storage")
-                refused(500, ())
-                return
-            self._cache.put(verdict.username, verdict.realm, found, now)
-            judge(now)
+                self._cache.degraded = True
+                if isinstance(self._cache.get(verdict.username, verdict.realm, now), Lookup):
+                    self._count("storage")
+                    refused(500)
+                    return
+            else:
+                self._cache.degraded = False
+                self._cache.put(verdict.username, verdict.realm, found, now)
+            again(now)
 
-        self._users.fetch(verdict.username.decode(), domain.decode("ascii"), done)
+        self._users.fetch(verdict.username.decode(), pending.domain.decode("ascii"), done)
 
     def _names_us(self, uri: bytes, message: Message) -> bool:
         """Whether the digest URI is the Request-URI, or at least something we serve (SIP-AUT-11)."""
@@ -181,6 +150,6 @@ class Access:
         self.failures[reason] = self.failures.get(reason, 0) + 1
 
 
-def _challenge(authenticator: Authenticator, proxy: bool, stale: bool, now: float) -> tuple[int, Sequence[bytes]]:
+def _challenge(authenticator: Authenticator, proxy: bool, stale: bool, now: float) -> Refusal:
     name = b"Proxy-Authenticate: " if proxy else b"WWW-Authenticate: "
     return 407 if proxy else 401, [name + value for value in authenticator.challenges(now, stale)]

@@ -6,8 +6,8 @@ of our own are written with `sipmessage`, once for each kind of answer, and reme
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from hashlib import blake2s
 
 from sipmessage import MediaType, Response
 
@@ -46,14 +46,8 @@ def options_headers() -> tuple[bytes, ...]:
     return tuple(bytes(message).strip().split(b"\r\n")[1:])
 
 
-def to_tag_of(message: Message, secret: bytes) -> bytes:
-    """Return the To tag for answers to `message`: the same for a repeat, unguessable otherwise."""
-    seed = message.via.branch + b"|" + (message.value(h.CALL_ID) or b"")
-    return blake2s(seed, key=secret, digest_size=8).hexdigest().encode("ascii")
-
-
 def build_answer(
-    message: Message, status: int, tag: bytes = b"", extra: tuple[bytes, ...] | list[bytes] = (), reason: str = ""
+    message: Message, status: int, tag: bytes = b"", extra: Sequence[bytes] = (), reason: str = ""
 ) -> bytes:
     """Write a bodiless answer to `message`.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from zlib import crc32
 
+from edge.connections import Address
 from edge.sip import headers as h
 from edge.sip.grammar import split_list, split_outside, unfold
 from edge.sip.message import Message
@@ -214,32 +215,26 @@ def loop_mark(uri: bytes, routes: Routes) -> bytes:
     return b"%08x" % seed
 
 
-def fix_top_via(message: Message, source: str, port: int) -> None:
+def fix_top_via(message: Message, remote: Address) -> None:
     """Add `received` and fill `rport` from what the socket saw, over what was there (RFC 3261 §18.2.1, RFC 3581 §4)."""
     via = message.via
-    address = source.encode("ascii")
+    parameters = via.parameters
+    if via.rport == b"" and via.received is None and parameters.endswith(b";rport"):
+        _replace_top_via(message, b"%b=%d;received=%b" % (via.text, remote[1], remote[0].encode("ascii")))
+        return
+    address = remote[0].encode("ascii")
     bare = via.host[1:-1] if via.host[:1] == b"[" else via.host
     if via.rport is None and via.received is None and bare == address:
         return
-    if via.received is not None or via.rport:
-        parameters = _other_parameters(via.parameters)
-        has_rport = via.rport is not None
-    else:
-        parameters, has_rport = via.parameters, via.rport is not None
-    mark = b";received=" + address
-    if has_rport:
-        mark = b";rport=%d" % port + mark
-        if b";rport;" in parameters + b";" and via.received is None:
-            text = (
-                via.text[: len(via.text) - len(via.parameters)]
-                + (parameters + b";").replace(b";rport;", mark + b";", 1)[:-1]
-            )
-            _replace_top_via(message, text)
-            return
-        parameters = _other_parameters(parameters)
-    elif bare == address:
-        mark = b""
-    _replace_top_via(message, via.text[: len(via.text) - len(via.parameters)] + parameters + mark)
+    head = via.text[: len(via.text) - len(parameters)]
+    if via.rport == b"" and via.received is None and b";rport;" in parameters:
+        mark = b";rport=%d;received=%b;" % (remote[1], address)
+        _replace_top_via(message, head + parameters.replace(b";rport;", mark, 1))
+        return
+    mark = b"" if via.rport is None else b";rport=%d" % remote[1]
+    if mark or bare != address:
+        mark += b";received=" + address
+    _replace_top_via(message, head + _other_parameters(parameters) + mark)
 
 
 def _other_parameters(parameters: bytes) -> bytes:
@@ -257,11 +252,12 @@ def _pieces(parameters: bytes) -> list[bytes]:
 
 def _replace_top_via(message: Message, text: bytes) -> None:
     index = message.first[h.VIA]
-    line = message.lines[index]
-    colon = line.index(b":") + 1
-    value = line[colon:].strip(b" \t")
-    rest = value[len(message.via.text) :] if value.startswith(message.via.text) else b""
-    message.lines[index] = line[:colon] + b" " + text + rest
+    line, old = message.lines[index], message.via.text
+    if line.endswith(old):
+        message.lines[index] = line[: len(line) - len(old)] + text
+    else:
+        message.lines[index] = line.replace(old, text, 1)
+    message.texts[h.VIA] = message.lines[index].partition(b":")[2]
 
 
 def derive_request(

@@ -97,7 +97,7 @@ _NAME_ADDR = (
     rb"((?:;[A-Za-z0-9.!%*_+`'~-]+(?:=[A-Za-z0-9.!%*_+`'~:\[\]-]+)?)*)"
 )
 _NAME_ADDR_FAST = re.compile(_NAME_ADDR)
-_NAME_ADDR_LINE = re.compile(rb"[A-Za-z]+: ?" + _NAME_ADDR.replace(rb"(?:\"", rb"(?:[ \t]*\"", 1))
+_NAME_ADDR_TEXT = re.compile(rb" ?" + _NAME_ADDR)
 _PLAIN_PARAMETERS = TOKEN_CHARS + b":[];="
 
 
@@ -105,20 +105,27 @@ class Via:
     """One Via value (RFC 3261 §20.42).
 
     `host` is canonical, `port` None where absent, `parameters` raw from the first semicolon on. `branch` is b"" when
-    absent; `rport` None when absent, b"" for the bare flag. `text` is the value as it stood, trimmed.
+    absent; `rport` None when absent, b"" for the bare flag. `text` is the value as it stood, trimmed. `key` is the sent-by as
+    part of a transaction's key.
     """
 
-    __slots__ = ("branch", "host", "parameters", "port", "received", "rport", "text", "transport", "version")
+    __slots__ = ("branch", "host", "key", "parameters", "port", "received", "rport", "text", "transport", "version")
 
     text: bytes
     version: bytes
     transport: bytes
     host: bytes
     port: int | None
+    key: bytes
     parameters: bytes
     branch: bytes
     rport: bytes | None
     received: bytes | None
+
+    def set_key(self) -> Via:
+        """Fill `key` from `sent_by`; returns the Via."""
+        self.key = b"|%b:%d|" % self.sent_by
+        return self
 
     @property
     def sent_by(self) -> tuple[bytes, int]:
@@ -145,7 +152,7 @@ def parse_via(text: bytes) -> Via:
     via.parameters = parameters
     if not _read_common_parameters(via, parameters):
         _read_parameters(via)
-    return via
+    return via.set_key()
 
 
 def _read_common_parameters(via: Via, parameters: bytes) -> bool:
@@ -184,7 +191,7 @@ def _parse_odd_via(text: bytes) -> Via:
     via.host, via.port = split_host_port(match.group(4).strip(b" \t"))
     via.parameters = value[match.end() :]
     _read_parameters(via)
-    return via
+    return via.set_key()
 
 
 def _read_parameters(via: Via) -> None:
@@ -202,29 +209,33 @@ class ViaCache:
     __slots__ = ("_known", "_limit")
 
     def __init__(self, limit: int = 8192) -> None:
-        self._known: dict[bytes, tuple[bytes, bytes, int | None]] = {}
+        self._known: dict[bytes, tuple[bytes, bytes, int | None, bytes]] = {}
         self._limit = limit
 
     def parse(self, text: bytes) -> Via:
         """Like `parse_via`."""
         head, _, parameters = text.partition(b";")
         known = self._known.get(head)
-        if known is None or parameters.translate(None, _PLAIN_PARAMETERS):
+        if known is None or parameters[:7] != b"branch=" or parameters.translate(None, _PLAIN_PARAMETERS):
             return self._learn(head, parse_via(text))
-        via = Via()
-        if not _read_common_parameters(via, b";" + parameters if parameters else b""):
+        branch, _, rest = parameters[7:].partition(b";")
+        if rest and rest != b"rport":
             return parse_via(text)
+        via = Via()
+        via.transport, via.host, via.port, via.key = known
         via.text = text
         via.version = b"2.0"
-        via.transport, via.host, via.port = known
         via.parameters = text[len(head) :]
+        via.branch = branch
+        via.received = None
+        via.rport = b"" if rest else None
         return via
 
     def _learn(self, head: bytes, via: Via) -> Via:
         if len(head) <= 128 and via.version == b"2.0":
             if len(self._known) >= self._limit:
                 self._known.clear()
-            self._known[head] = (via.transport, via.host, via.port)
+            self._known[head] = (via.transport, via.host, via.port, via.key)
         return via
 
 
@@ -253,17 +264,17 @@ class NameAddr:
         return self.parameter(b"tag") if parameters else None
 
 
-def check_name_addr(line: bytes) -> None:
-    """Check that a From or To line holds one well-formed address; see `parse_name_addr`."""
-    if _NAME_ADDR_LINE.fullmatch(line) is None:
-        parse_name_addr(line[line.index(b":") + 1 :].strip(b" \t"))
+def check_name_addr(text: bytes) -> None:
+    """Check that what stands behind a colon is one well-formed address; see `parse_name_addr`."""
+    if _NAME_ADDR_TEXT.fullmatch(text) is None:
+        parse_name_addr(text.strip(b" \t"))
 
 
-def read_tag(line: bytes) -> bytes | None:
-    """Return the tag of a From or To line, None when there is none; checks the line like `check_name_addr`."""
-    match = _NAME_ADDR_LINE.fullmatch(line)
+def read_tag(text: bytes) -> bytes | None:
+    """Return the tag of a From or To value, None when there is none; checks it like `check_name_addr`."""
+    match = _NAME_ADDR_TEXT.fullmatch(text)
     if match is None:
-        return parse_name_addr(line[line.index(b":") + 1 :].strip(b" \t")).tag()
+        return parse_name_addr(text.strip(b" \t")).tag()
     parameters: bytes = match.group(2)
     if not parameters:
         return None
@@ -351,7 +362,7 @@ def _split_odd_cseq(value: bytes) -> tuple[bytes, bytes]:
 def parse_max_forwards(value: bytes) -> int:
     """Read Max-Forwards, 0 to 255 with leading zeros allowed; more counts as 255's default, 70 (RFC 4475 §3.1.2.4)."""
     value = unfold(value)
-    if not is_digits(value) or len(value) > 10:
+    if not value.isdigit() or len(value) > 10:
         raise syntax_error("max_forwards", "not a number")
     hops = int(value)
     return hops if hops <= 255 else 70
@@ -360,7 +371,7 @@ def parse_max_forwards(value: bytes) -> int:
 def parse_content_length(value: bytes) -> int:
     """Read Content-Length: ASCII digits only, at most ten of them (RFC 3261 §20.14)."""
     value = unfold(value)
-    if not is_digits(value) or len(value) > 10:
+    if not value.isdigit() or len(value) > 10:
         raise syntax_error("content_length", "not a length")
     return int(value)
 

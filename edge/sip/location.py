@@ -49,7 +49,11 @@ class Binding(Timed):
         self._slot = None
 
     def handle_timer(self, now: float) -> None:
-        self.location.expire(self)
+        """Expire, unless the binding was refreshed since the timer was started: then wait for the rest."""
+        if self.expires_at > now:
+            self.location.put(self, self.connection)
+        else:
+            self.location.expire(self)
 
     @property
     def reachable(self) -> bool:
@@ -91,7 +95,8 @@ class Location:
         if binding.connection is not connection:
             self._unlink(binding)
             self._link(binding, connection)
-        self._wheel.start(binding, binding.expires_at)
+        if binding._slot is None or binding.timer_deadline > binding.expires_at:
+            self._wheel.start(binding, binding.expires_at)
 
     def remove(self, binding: Binding) -> bool:
         """Take a binding out; False when it was gone already."""

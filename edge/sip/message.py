@@ -1,8 +1,9 @@
 """SIP messages on bytes (RFC 3261 §7): found once, kept as lines, forwarded as they came.
 
     lines[0]  start line            first[kind]    index of the first line of that kind, 0 = absent
-    lines[1…] header lines, folds   repeats        further lines: (kind, index), in order
-              glued to their line   body           octets behind the empty line
+    lines[1…] header lines, folds   texts[kind]    what stands behind its colon
+              glued to their line   repeats        further lines: (kind, index), in order
+                                    body           octets behind the empty line
 
 Forwarding copies `lines`, replaces the few it touches and joins; everything else keeps its spelling, spacing, case and
 order. An insertion is glued to the line it goes before, so that indexes stay true.
@@ -20,7 +21,9 @@ from edge.sip.grammar import TOKEN_CHARS, is_digits, is_token, split_list, synta
 
 _COLON: Final = 58
 ViaReader = Callable[[bytes], h.Via]
+_BLANKS: Final = b" \t"
 _NO_REPEATS: Final[list[tuple[int, int]]] = []
+_NO_TEXTS: Final = [b""] * h.KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,24 @@ class MessageLimits:
 class Message:
     """One SIP request (`status` 0) or response (`method` from CSeq, `uri` empty; `status` -1 where it has none)."""
 
-    __slots__ = ("body", "cseq", "error", "first", "lines", "method", "repeats", "status", "to_tag", "uri", "via")
+    __slots__ = (
+        "body",
+        "cseq",
+        "error",
+        "first",
+        "lines",
+        "method",
+        "repeats",
+        "status",
+        "texts",
+        "to_tag",
+        "uri",
+        "via",
+    )
 
     lines: list[bytes]
     first: list[int]
+    texts: list[bytes]
     repeats: list[tuple[int, int]]
     body: bytes
     method: bytes
@@ -60,11 +77,7 @@ class Message:
 
     def value(self, kind: int) -> bytes | None:
         """Return the value of the first line of `kind`, trimmed, None when absent."""
-        index = self.first[kind]
-        if not index:
-            return None
-        line = self.lines[index]
-        return line[line.index(_COLON) + 1 :].strip(b" \t")
+        return self.texts[kind].strip(_BLANKS) if self.first[kind] else None
 
     def indexes(self, kind: int) -> list[int]:
         """Return the indexes of every line of `kind`, top first."""
@@ -75,6 +88,8 @@ class Message:
 
     def values(self, kind: int) -> list[bytes]:
         """Return the values of every line of `kind`, top first, comma lists not split."""
+        if not self.repeats:
+            return [self.texts[kind].strip(_BLANKS)] if self.first[kind] else []
         return [self.value_at(index) for index in self.indexes(kind)]
 
     def value_at(self, index: int) -> bytes:
@@ -109,44 +124,59 @@ def split_head(head: bytes, limits: MessageLimits) -> Message:
         RemoteError: the first line is neither a request nor a status line (status 0: nothing can be answered).
     """
     message = Message()
-    message.error = None
-    message.to_tag = None
-    message.body = b""
-    message.repeats = _NO_REPEATS
     lines = message.lines = head.split(b"\r\n")
+    message.error = message.to_tag = None
+    message.body = message.uri = b""
+    message.status = 0
+    message.repeats = _NO_REPEATS
     _index(message)
-    _read_start_line(message, limits)
-    if head.count(b"\n") >= len(lines) or head.count(b"\r") >= len(lines) or b"\0" in head:
+    start = lines[0]
+    method, _, rest = start.partition(b" ")
+    uri, _, version = rest.partition(b" ")
+    if version == b"SIP/2.0" and method.isalpha() and uri and len(uri) <= limits.request_uri:
+        message.method, message.uri = method, uri
+    else:
+        _read_start_line(message, start, limits)
+    ends = len(lines) - 1
+    if len(head) > limits.header_line or ends >= limits.header_lines:
+        _check_size(message, head, limits)
+    if b"\0" in head or head.count(b"\n") != ends or head.count(b"\r") != ends:
         _check_control(message, head)
-    if len(lines) > limits.header_lines:
-        message.note(RemoteError(513, "header_lines", "too many header lines"))
-    if len(head) > limits.header_line and max(map(len, lines[1:]), default=0) > limits.header_line:
-        message.error = RemoteError(513, "header_line", "a header line is too long")
     return message
 
 
 def _index(message: Message) -> None:
+    """Find out what each line is; the first of a kind is kept apart, for it is nearly always the only one."""
     first = message.first = [0] * h.KINDS
+    texts = message.texts = _NO_TEXTS.copy()
     by_name = h.BY_NAME.get
-    index = 0
+    index = -1
     for line in message.lines:
-        kind = by_name(line.partition(b":")[0])
-        if kind:
-            if not first[kind]:
-                first[kind] = index
-            else:
-                _note_repeat(message, kind, index)
-        elif kind is None and index:
+        index += 1
+        name, _, text = line.partition(b":")
+        kind = by_name(name)
+        if not kind:
+            if kind is not None or not index:
+                continue
             kind = _classify(message, line)
             if kind < 0:
                 _join_folds(message)
                 return
-            if kind:
-                if not first[kind]:
-                    first[kind] = index
-                else:
-                    _note_repeat(message, kind, index)
-        index += 1
+            if not kind:
+                continue
+        if first[kind]:
+            _note_repeat(message, kind, index)
+        else:
+            first[kind] = index
+            texts[kind] = text
+
+
+def _check_size(message: Message, head: bytes, limits: MessageLimits) -> None:
+    lines = message.lines
+    if len(lines) > limits.header_lines:
+        message.note(RemoteError(513, "header_lines", "too many header lines"))
+    if len(head) > limits.header_line and max(map(len, lines[1:]), default=0) > limits.header_line:
+        message.error = RemoteError(513, "header_line", "a header line is too long")
 
 
 def _note_repeat(message: Message, kind: int, index: int) -> None:
@@ -191,25 +221,21 @@ def _check_control(message: Message, head: bytes) -> None:
         message.error = syntax_error("control", "a bare CR, LF or NUL")
 
 
-def _read_start_line(message: Message, limits: MessageLimits) -> None:
-    line = message.lines[0]
-    message.status = 0
-    message.method = message.uri = b""
-    message.cseq = 0
-    parts = line.split(b" ")
-    if len(parts) == 3 and parts[2] == b"SIP/2.0" and parts[0].isalpha() and parts[1]:
-        message.method, message.uri = parts[0], parts[1]
-        if len(message.uri) > limits.request_uri:
-            message.error = RemoteError(414, "request_uri", "the Request-URI is too long")
-    elif line[:4].upper() == b"SIP/":
+def _read_start_line(message: Message, line: bytes, limits: MessageLimits) -> None:
+    """Read a status line, or a request line that is not of every day."""
+    message.method = b""
+    if line[:4].upper() == b"SIP/":
         _read_status_line(message, line)
     else:
-        _read_odd_request_line(message, parts, limits)
+        _read_odd_request_line(message, line.split(b" "), limits)
 
 
 def _read_status_line(message: Message, line: bytes) -> None:
-    message.status = -1
     code = line[8:11]
+    if line[:8] == b"SIP/2.0 " and line[11:12] == b" " and code.isdigit() and b"100" <= code < b"700":
+        message.status = int(code)
+        return
+    message.status = -1
     if line[:8].upper() != b"SIP/2.0 ":
         message.note(RemoteError(0, "version", "another SIP version"))
     elif not is_digits(code) or len(code) != 3 or not 100 <= int(code) < 700 or line[11:12] not in (b"", b" "):
@@ -242,25 +268,16 @@ def read_content_length(message: Message) -> int | None:
         return None
     if message.repeats and any(kind == h.CONTENT_LENGTH for kind, _ in message.repeats):
         raise h.remote_error_of(h.CONTENT_LENGTH)
-    value = message.value(h.CONTENT_LENGTH)
-    assert value is not None
-    return h.parse_content_length(value)
-
-
-def top_via_text(message: Message) -> bytes | None:
-    """Return the topmost Via value as it stands, None when there is no Via line."""
-    value = message.value(h.VIA)
-    if value is None:
-        return None
-    return split_list(value)[0] if b"," in value else value
+    value = message.texts[h.CONTENT_LENGTH].strip(_BLANKS)
+    return int(value) if value.isdigit() and len(value) <= 10 else h.parse_content_length(value)
 
 
 def read_top_via(message: Message, via_reader: ViaReader = h.parse_via) -> None:
-    """Read the topmost Via into `message.via`; 400 when it is missing or malformed."""
-    text = top_via_text(message)
-    if text is None:
+    """Read the topmost Via into `message.via`; 400 when it is missing or malformed. `via_reader` may be a `ViaCache.parse`."""
+    if not message.first[h.VIA]:
         raise syntax_error("via", "no Via")
-    message.via = via_reader(text)
+    text = message.texts[h.VIA].strip(_BLANKS)
+    message.via = via_reader(split_list(text)[0] if b"," in text else text)
 
 
 def check_request(message: Message, limits: MessageLimits, via_reader: ViaReader = h.parse_via) -> None:
@@ -273,18 +290,26 @@ def check_request(message: Message, limits: MessageLimits, via_reader: ViaReader
         raise message.error
     if message.via.version != b"2.0":
         raise RemoteError(505, "version", "SIP version not supported")
-    first = message.first
+    first, texts = message.first, message.texts
     if not (first[h.FROM] and first[h.TO] and first[h.CALL_ID] and first[h.CSEQ]):
         raise syntax_error("missing_header", "From, To, Call-ID or CSeq is missing")
-    message.cseq, method = h.parse_cseq(message.value_at(first[h.CSEQ]))
-    if method != message.method:
-        raise RemoteError(501 if message.method not in KNOWN_METHODS else 400, "cseq_method", "CSeq has another method")
-    h.check_name_addr(message.lines[first[h.FROM]])
-    message.to_tag = h.read_tag(message.lines[first[h.TO]])
-    if not message.value_at(first[h.CALL_ID]):
+    number, _, method = texts[h.CSEQ].strip(_BLANKS).partition(b" ")
+    if method == message.method and number.isdigit() and len(number) < 10:
+        message.cseq = int(number)
+    else:
+        _read_odd_cseq(message)
+    h.check_name_addr(texts[h.FROM])
+    message.to_tag = h.read_tag(texts[h.TO])
+    if texts[h.CALL_ID].isspace() or not texts[h.CALL_ID]:
         raise syntax_error("call_id", "an empty Call-ID")
     if message.repeats:
         _check_repeats(message, limits)
+
+
+def _read_odd_cseq(message: Message) -> None:
+    message.cseq, method = h.parse_cseq(message.texts[h.CSEQ].strip(_BLANKS))
+    if method != message.method:
+        raise RemoteError(501 if message.method not in KNOWN_METHODS else 400, "cseq_method", "CSeq has another method")
 
 
 def _check_repeats(message: Message, limits: MessageLimits) -> None:
@@ -300,7 +325,12 @@ def check_response(message: Message, via_reader: ViaReader = h.parse_via) -> Non
     first = message.first
     if not (first[h.CSEQ] and first[h.CALL_ID] and first[h.FROM] and first[h.TO]):
         raise syntax_error("missing_header", "From, To, Call-ID or CSeq is missing")
-    message.cseq, message.method = h.parse_cseq(message.value_at(first[h.CSEQ]))
+    number, _, method = message.texts[h.CSEQ].strip(_BLANKS).partition(b" ")
+    if not number.isdigit() or len(number) > 9 or not method.isalpha():
+        message.cseq, method = h.parse_cseq(message.texts[h.CSEQ].strip(_BLANKS))
+    else:
+        message.cseq = int(number)
+    message.method = method
 
 
 KNOWN_METHODS: Final = frozenset(
@@ -331,23 +361,7 @@ def frame_datagram(data: bytes, limits: MessageLimits) -> Message:
     return message
 
 
-def without_first_value(message: Message, kind: int) -> list[bytes]:
-    """Return the lines without the topmost value of a list header (Via, Route)."""
-    index = message.first[kind]
-    lines = message.lines.copy()
-    line = lines[index]
-    if b"," not in line:
-        del lines[index]
-        return lines
-    items = split_list(unfold(line[line.index(_COLON) + 1 :]))
-    if len(items) == 1:
-        del lines[index]
-    else:
-        lines[index] = line[: line.index(_COLON)] + b": " + b", ".join(items[1:])
-    return lines
-
-
 __all__ = [
     "KNOWN_METHODS", "TOKEN_CHARS", "Message", "MessageLimits", "check_request", "check_response", "frame_datagram",
-    "read_content_length", "read_top_via", "split_head", "top_via_text", "without_first_value",
+    "read_content_length", "read_top_via", "split_head",
 ]  # fmt: skip

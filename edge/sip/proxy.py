@@ -18,6 +18,7 @@ from edge.sip.answers import build_answer
 from edge.sip.forward import Draft, derive_request, strip_top_via
 from edge.sip.location import Binding
 from edge.sip.message import Message
+from edge.sip.stamping import Stamper
 from edge.sip.transaction import TIMEOUT_S, ClientTransaction, ServerTransaction, State, Transactions
 from edge.sip.uri import SipUri
 
@@ -25,6 +26,7 @@ TIMER_C_S = 185.0
 ELSEWHERE = b'Reason: SIP;cause=200;text="Call completed elsewhere"'
 _PREFERRED = (401, 407, 415, 420, 484)
 FLOW_FAILED = 430
+_NO_VALUES: list[bytes] = []
 
 
 class Target:
@@ -57,13 +59,10 @@ class Core(Protocol):
     """What a context needs of the core that owns it."""
 
     transactions: Transactions
+    stamper: Stamper
 
     def reach(self, target: Target, size: int, reached: Reached) -> None:
         """Find ways to a target, in the order to try them, perhaps later; none and a status when there are none."""
-
-    def next_branch(self, context: ProxyContext) -> bytes: ...
-
-    def via_line(self, connection: Connection, branch: bytes) -> bytes: ...
 
     def record_routes(self, context: ProxyContext, target: Target, connection: Connection) -> list[bytes]: ...
 
@@ -72,8 +71,6 @@ class Core(Protocol):
     def count_answer(self, status: int) -> None: ...
 
     def tag_for(self, message: Message) -> bytes: ...
-
-    def edit_answer(self, context: ProxyContext, message: Message, data: bytes) -> bytes: ...
 
     def clock(self) -> float: ...
 
@@ -96,11 +93,11 @@ class Branch:
         """Send the request of the context here as a new client transaction."""
         context = self.context
         core = context.core
-        branch = core.next_branch(context)
+        branch = core.stamper.new_branch(context.mark)
         request = context.draft.build(
             self.target.uri,
-            core.via_line(connection, branch),
-            record_routes=core.record_routes(context, self.target, connection),
+            core.stamper.via_line(connection, branch),
+            record_routes=core.record_routes(context, self.target, connection) if context.record else _NO_VALUES,
             path=context.path,
             routes=self.target.routes,
             strict=self.target.strict,
@@ -205,7 +202,7 @@ class ProxyContext:
 
     __slots__ = (
         "_best", "_challenges", "_groups", "_reaching", "_unheard", "branches", "breadth", "cancelled", "core", "draft",
-        "final_sent", "mark", "message", "path", "server", "source", "source_token",
+        "final_sent", "mark", "message", "path", "record", "server", "source", "source_token",
     )  # fmt: skip
 
     def __init__(
@@ -217,6 +214,7 @@ class ProxyContext:
         self.draft = draft
         self.source = source
         self.source_token: bytes | None = None
+        self.record = False
         self.path = b""
         self.mark = b""
         self.breadth = 0
@@ -292,7 +290,7 @@ class ProxyContext:
         if data is None:
             return
         self.core.count_answer(message.status)
-        self.server.respond(message.status, self.core.edit_answer(self, message, data), now)
+        self.server.respond(message.status, data, now)
 
     def handle_final(self, branch: Branch, message: Message, now: float) -> None:
         """A final answer: pass it up, try the next flow, or keep it for the choice."""

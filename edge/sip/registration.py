@@ -16,13 +16,13 @@ from edge.errors import RemoteError
 from edge.events import Event, RegistrationChanged
 from edge.outbound.flows import FlowTable
 from edge.sip import headers as h
-from edge.sip.access import Access
+from edge.sip.access import Access, Pending
+from edge.sip.addresses import Addresses
 from edge.sip.grammar import split_list
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message
 from edge.sip.registrar import Hop, Plan, Registrar, contact_line
-from edge.sip.targets import Addresses
-from edge.sip.uri import SipUri, UriCache
+from edge.sip.uri import UriCache
 
 KNOWN_OPTIONS = frozenset((b"path", b"outbound", b"gruu"))
 _SUPPORTED = b"Supported: path, outbound"
@@ -70,7 +70,7 @@ class Registration:
         self._trusted_edge = trusted_edge
         self._force = force
         self._flow_timer_s = flow_timer
-        self._flow_timer = b"Flow-Timer: %d" % flow_timer
+        self._require_and_timer = _REQUIRE + b"\r\nFlow-Timer: %d" % flow_timer
         self._min_expires = b"Min-Expires: %d" % min_expires
         self._clock = clock
         self._wall_clock = wall_clock
@@ -78,6 +78,7 @@ class Registration:
         self._random = random
         self._busy: dict[bytes, deque[Callable[[], None]]] = {}
         self._options: dict[bytes, frozenset[bytes]] = {}
+        self._aors: dict[bytes, bytes] = {}
         self._date = (0, b"")
         location.on_expired = lambda binding: self._gone(binding, "expired")
         location.on_lost = lambda binding: self._gone(binding, "connection_lost")
@@ -86,29 +87,64 @@ class Registration:
         """Return a randomised Retry-After, 5 to 36 seconds, so that a herd does not come back at once."""
         return 5 + self._random(1)[0] % 32
 
-    def handle(self, connection: Connection, message: Message, uri: SipUri, answer: Answer, now: float) -> None:
-        """Take a REGISTER for one of our domains; `answer(status, header lines)` is called once, perhaps later."""
+    def handle(self, connection: Connection, message: Message, answer: Answer, now: float) -> None:
+        """Take a REGISTER for one of our domains; `answer` is called once, perhaps later."""
         if message.first[h.REQUIRE]:
             unknown = [t for t in h.parse_tokens(message.values(h.REQUIRE)) if t.lower() not in KNOWN_OPTIONS]
             if unknown:
-                answer(420, (b"Unsupported: " + b", ".join(unknown),))
+                answer(connection, message, 420, (b"Unsupported: " + b", ".join(unknown),), now)
                 return
         aor = self._aor(message)
+        if self._access.enabled and not self._authenticated(connection, message, aor, answer, now, ask=True):
+            return
+        self._process(connection, message, aor, answer, now)
 
-        def granted(now: float) -> None:
-            self._in_turn(aor, lambda: self._process(connection, message, aor, answer, self._clock()))
+    def _authenticated(
+        self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float, *, ask: bool
+    ) -> bool:
+        """Check the credentials; False when the request was refused, or goes on once the user store has answered."""
+        outcome = self._access.check(connection, message, aor, False, now)
+        if outcome is None:
+            return True
+        if not isinstance(outcome, Pending):
+            answer(connection, message, outcome[0], outcome[1], now)
+        elif ask:
+            self._access.ask(
+                outcome,
+                lambda now: self._continue(connection, message, aor, answer, now),
+                lambda status: answer(connection, message, status, (), self._clock()),
+            )
+        else:
+            answer(connection, message, 503, (), now)
+        return False
 
-        self._access.check_register(connection, message, aor, now, granted, answer)
+    def _continue(self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float) -> None:
+        """The user store has answered: check again, and go on."""
+        if not self._authenticated(connection, message, aor, answer, now, ask=False):
+            return
+        try:
+            self._process(connection, message, aor, answer, now)
+        except RemoteError as error:
+            answer(connection, message, error.status, (), now, error.detail)
 
     def _aor(self, message: Message) -> bytes:
         """Return the AOR of the To header: 400 for another scheme, 404 for another domain (RFC 3261 §10.3 step 5)."""
+        text = message.texts[h.TO]
+        known = self._aors.get(text)
+        if known is not None:
+            return known
         try:
             to = self._uris.parse(message.address(h.TO).uri)
         except RemoteError:
             raise RemoteError(400, "to", "To must be a sip or sips URI") from None
         if not self._addresses.serves(to) or to.user is None:
             raise RemoteError(404, "aor")
-        return self._addresses.aor(to)
+        aor = self._addresses.aor(to)
+        if len(text) <= 256:
+            if len(self._aors) >= 8192:
+                self._aors.clear()
+            self._aors[text] = aor
+        return aor
 
     def _in_turn(self, aor: bytes, work: Callable[[], None]) -> None:
         waiting = self._busy.get(aor)
@@ -120,26 +156,33 @@ class Registration:
             raise RemoteError(503, "registrations_waiting")
 
     def _process(self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float) -> None:
+        if self._keeper is not None:
+            self._in_turn(aor, lambda: self._store(connection, message, aor, answer, self._clock()))
+            return
         supported = self.options(message, h.SUPPORTED)
         try:
             hop = self._hop(connection, message)
             plan = self._registrar.plan(message, aor, hop, b"outbound" in supported, now)
         except RemoteError as error:
-            extra: tuple[bytes, ...] = (_SUPPORTED,) if error.status == 439 else ()
-            answer(error.status, (self._min_expires,) if error.status == 423 else extra, error.detail)
+            self._refuse(connection, message, answer, error, now)
             return
-        if self._keeper is None or not (plan.put or plan.remove):
-            self._apply(plan, hop, now)
-            answer(200, self._headers(plan, hop, supported, now))
-            return
-        self._store(plan, hop, supported, answer)
+        self._apply(plan, hop, now)
+        answer(connection, message, 200, self._headers(plan, hop, supported, now), now)
+
+    def _refuse(self, connection: Connection, message: Message, answer: Answer, error: RemoteError, now: float) -> None:
+        extra: tuple[bytes, ...] = ()
+        if error.status == 423:
+            extra = (self._min_expires,)
+        elif error.status == 439:
+            extra = (_SUPPORTED,)
+        answer(connection, message, error.status, extra, now, error.detail)
 
     def options(self, message: Message, kind: int) -> frozenset[bytes]:
         """Return the option tags of a header, folded; remembered, because phones repeat themselves."""
         if not message.first[kind]:
             return frozenset()
         values = message.values(kind)
-        key = b",".join(values)
+        key = values[0] if len(values) == 1 else b",".join(values)
         known = self._options.get(key)
         if known is None:
             known = frozenset(tag.lower() for tag in h.parse_tokens(values))
@@ -150,8 +193,8 @@ class Registration:
 
     def _hop(self, connection: Connection, message: Message) -> Hop:
         """Judge from the Via rows how the request came (RFC 5626 §6, RFC 3327 §5.3)."""
-        if not message.repeats or (len(message.indexes(h.VIA)) == 1):
-            if b"," not in message.lines[message.first[h.VIA]]:
+        if not message.repeats or len(message.indexes(h.VIA)) == 1:
+            if b"," not in message.texts[h.VIA]:
                 hop = Hop(connection, (), True)
                 hop.flow = self._flows.token_of(connection)
                 return hop
@@ -168,18 +211,29 @@ class Registration:
         hop.lacks_outbound = not outbound
         return hop
 
-    def _store(self, plan: Plan, hop: Hop, supported: frozenset[bytes], answer: Answer) -> None:
+    def _store(self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float) -> None:
+        """Plan, store, then apply and answer: all of it or nothing (RFC 3261 §10.3 step 7)."""
         assert self._keeper is not None
-        self._busy[plan.aor] = deque()
+        supported = self.options(message, h.SUPPORTED)
+        try:
+            hop = self._hop(connection, message)
+            plan = self._registrar.plan(message, aor, hop, b"outbound" in supported, now)
+        except RemoteError as error:
+            self._refuse(connection, message, answer, error, now)
+            return
+        if not plan.put and not plan.remove:
+            answer(connection, message, 200, self._headers(plan, hop, supported, now), now)
+            return
+        self._busy[aor] = deque()
 
         def stored(error: Exception | None) -> None:
             now = self._clock()
             if error is None:
                 self._apply(plan, hop, now)
-                answer(200, self._headers(plan, hop, supported, now))
+                answer(connection, message, 200, self._headers(plan, hop, supported, now), now)
             else:
-                answer(500, ())
-            self._next(plan.aor)
+                answer(connection, message, 500, (), now)
+            self._next(aor)
 
         removed = plan.remove + [old for binding, old, _ in plan.put if old is not None and old.key != binding.key]
         self._keeper.save([binding for binding, _, _ in plan.put], removed, stored)
@@ -195,29 +249,28 @@ class Registration:
 
     def _apply(self, plan: Plan, hop: Hop, now: float) -> None:
         for binding in plan.remove:
-            connection = binding.connection
-            if connection is not None:
-                self._flows.unregister(connection, binding.aor, binding.instance, binding.reg_id)
+            if binding.connection is not None:
+                self._flows.unregister(binding.connection, binding.aor, binding.instance, binding.reg_id)
             if self._location.remove(binding):
                 self._tell(binding, "removed", 0)
-        for binding, old, granted in plan.put:
-            if old is not None:
-                binding = _renew(old, binding)
-            connection = hop.connection
+        connection = hop.connection
+        for new, old, granted in plan.put:
+            binding = new if old is None else _renew(old, new)
             if connection is not None and connection.closed:
                 self._location.remove(binding)
                 continue
-            self._location.put(binding, connection if self._uses_flow(binding, connection) else None)
+            flow = connection if connection is not None and self._uses_flow(binding, connection) else None
+            self._location.put(binding, flow)
             if old is None:
                 self._tell(binding, "added", granted)
-            if binding.connection is not None:
-                self._flows.register(binding.connection, binding.aor, binding.instance, binding.reg_id, granted, now)
-        if plan.outbound and hop.connection is not None and not hop.connection.closed:
-            self._flows.set_flow_timer(hop.connection, self._flow_timer_s, now)
+            if flow is not None:
+                self._flows.register(flow, binding.aor, binding.instance, binding.reg_id, granted, now)
+        if plan.outbound and connection is not None and not connection.closed:
+            self._flows.set_flow_timer(connection, self._flow_timer_s, now)
 
-    def _uses_flow(self, binding: Binding, connection: Connection | None) -> bool:
+    def _uses_flow(self, binding: Binding, connection: Connection) -> bool:
         """Whether requests for this contact go over the flow it came on, and not by its address."""
-        if connection is None or binding.path:
+        if binding.path:
             return False
         if connection.transport is not Transport.UDP or binding.reg_id or self._force == "all":
             return True
@@ -227,6 +280,7 @@ class Registration:
         )
 
     def _headers(self, plan: Plan, hop: Hop, supported: frozenset[bytes], now: float) -> Sequence[bytes]:
+        """Return the header lines of a 200 (RFC 3261 §10.3 step 8, RFC 3327 §5.3, RFC 5626 §6)."""
         lines = [contact_line(binding, now) for binding in self._location.bindings(plan.aor)]
         if b"path" in supported:
             lines += [b"Path: " + value for value in hop.path]
@@ -234,9 +288,7 @@ class Registration:
                 lines.append(self._own_path(hop.connection))
         lines.append(_SUPPORTED)
         if plan.outbound:
-            lines.append(_REQUIRE)
-            if hop.connection is not None:
-                lines.append(self._flow_timer)
+            lines.append(_REQUIRE if hop.connection is None else self._require_and_timer)
         lines.append(self._date_line())
         return lines
 

@@ -21,6 +21,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from edge.connections import Connection
+from edge.sip.answers import build_trying
 from edge.sip.message import Message
 from edge.timers import Timed, TimerWheel
 
@@ -79,7 +80,7 @@ class ServerTransaction(Timed):
         self.state = State.PROCEEDING if invite else State.TRYING
         self.last: bytes | None = None
         self.status = 0
-        self.trying: bytes | None = None  # the 100 a slow non-INVITE gets after 3.5 s
+        self.trying: Message | None = None  # the non-INVITE that gets a 100 after 3.5 s
         self.user: ServerUser | None = None
         self._interval = self._retransmit_at = self._ends_at = 0.0
 
@@ -134,9 +135,9 @@ class ServerTransaction(Timed):
                 self._arm()
         return True
 
-    def start_trying_timer(self, trying: bytes, now: float) -> None:
-        """Send `trying` when 3.5 s pass without an answer to this non-INVITE (RFC 4320 §4.1)."""
-        self.trying = trying
+    def start_trying_timer(self, request: Message, now: float) -> None:
+        """Send a 100 when 3.5 s pass without an answer to this non-INVITE (RFC 4320 §4.1)."""
+        self.trying = request
         self._retransmit_at = now + TRYING_DELAY_S
         self._ends_at = now + TIMEOUT_S
         self._arm()
@@ -153,7 +154,7 @@ class ServerTransaction(Timed):
             return
         if not self.invite:
             if self.state is State.TRYING and self.trying is not None:
-                self.respond(100, self.trying, now)
+                self.respond(100, build_trying(self.trying), now)
             self._retransmit_at = 0.0
         elif self.state is State.COMPLETED and self.last is not None:
             self.connection.send(self.last)
@@ -325,6 +326,7 @@ class Transactions:
         """Forget a server transaction."""
         if self.servers.pop(server.key, None) is not None:
             server.state = State.TERMINATED
+            server.trying = None
             self.wheel.stop(server)
             server.connection.release_use()
 

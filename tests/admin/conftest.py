@@ -38,7 +38,8 @@ from edge.sip.location import Location
 from edge.sip.message import MessageLimits
 from edge.sip.registrar import Registrar, RegistrarSettings
 from edge.sip.registration import Registration
-from edge.sip.targets import Addresses, TargetFinder
+from edge.sip.addresses import Addresses
+from edge.sip.targets import TargetFinder
 from edge.sip.transaction import State, Transactions
 from edge.sip.uri import SipUri, UriCache
 from edge.storage.memory import MemoryStorage
