@@ -273,9 +273,12 @@ def test_rfc7984_3_1_families_in_use_are_asked_and_take_turns() -> None:
 
 
 def test_srv_targets_looked_up_are_bounded() -> None:
-    zone = {("_sip._udp.e.example", "SRV"): srv(*((1, 1, 5060, f"s{n}.example") for n in range(60)))}
+    many = srv(*((1, 1, 5060, f"s{n}.example") for n in range(60)))
+    zone = {("_sip._udp.e.example", "SRV"): many, ("_sip._tcp.e.example", "SRV"): many}
     _, asked = run(b"sip:e.example;transport=udp", zone)
     assert len(asked[1]) == 2 * LIMIT
+    _, asked = run(b"sip:e.example", zone)
+    assert len(asked[2]) == 2 * LIMIT
 
 
 def test_same_destination_is_listed_once() -> None:
@@ -336,9 +339,11 @@ def test_rfc2782_priority_weight_and_the_dot() -> None:
     assert [s.target for s in order_srvs([later, light], random.Random(1).randbytes, LIMIT)] == ["light", "later"]
     zero = Srv(1, 0, 5060, "zero")
     assert order_srvs([heavy, zero], bytes, LIMIT) == [zero, heavy]  # a draw of 0 takes what comes first in the sum
-    dot = {("_sip._udp.e.example", "SRV"): srv((0, 0, 0, ".")), ("e.example", "A"): a("192.0.2.1")}
+    dot = {("_sip._udp.e.example", "SRV"): srv((0, 0, 5060, ".")), ("e.example", "A"): a("192.0.2.1")}
     for uri in (b"sip:e.example", b"sip:e.example;transport=udp"):
-        assert run(uri, dot)[0] == Located([], 480)
+        located, asked = run(uri, dot)
+        assert located == Located([], 480)
+        assert {question.kind for step in asked for question in step} <= {"NAPTR", "SRV"}
     assert places(run(b"sip:e.example;transport=tcp", dot)[0]) == [(TCP, "192.0.2.1", 5060)]
 
 
