@@ -290,25 +290,25 @@ class FlowTable:
 
     def register(
         self, connection: Connection, aor: bytes, instance: bytes, reg_id: int, expires_s: float, now: float
-    ) -> None:
+    ) -> Registration:
         """A binding was granted over `connection`: the first one makes it a flow, one known elsewhere moves here.
 
-        `instance` b"" and `reg_id` 0 stand for a contact without. Nothing is counted twice on a refresh.
+        A refresh never shortens what it returns; who holds it may extend `expires_at`. `instance` b"" and `reg_id` 0 stand for a contact without. Nothing is counted twice on a refresh.
         """
         flow = self._flow(connection)
         key = (aor, instance, reg_id)
         registration = _find(flow, key)
         until = now + expires_s
-        if registration is not None and until >= registration.expires_at:
-            registration.expires_at = until  # the timer fires early and finds out
-            return
-        if registration is None:
-            registration = self._add_registration(flow, connection, key, now)
+        if registration is not None:
+            registration.expires_at = max(until, registration.expires_at)  # the timer fires early and finds out
+            return registration
+        registration = self._add_registration(flow, connection, key, now)
         registration.expires_at = until
         if not flow.announced:
             flow.announced = True
             self._publish(FlowUp(*_describe(connection), flow.describe(now)))
         self._schedule(flow, now)
+        return registration
 
     def unregister(self, connection: Connection, aor: bytes, instance: bytes, reg_id: int) -> None:
         """A binding was removed; its flow stays (OB-FAIL-10). One that is not known is left alone."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edge.connections import Connection
+from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.outbound.keepalive import StreamKeepalive
 from edge.sip.message import Message, MessageLimits, frame_datagram, read_content_length, split_head
@@ -20,6 +20,7 @@ from edge.timers import Timed, TimerWheel
 
 _EMPTY_LINE = b"\r\n\r\n"
 _BAD_IN_A_ROW = 20
+_BOUNDS_LOST = frozenset(("control", "header_block", "header_line", "header_lines"))
 
 
 class Receiver(Protocol):
@@ -56,7 +57,7 @@ class SipStream(Timed):
 
     def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
         """Take what was read: octets of a stream, or one whole WebSocket message."""
-        if connection.transport.websocket:
+        if connection.transport >= Transport.WS:
             self._receive_whole(connection, data, now)
             return
         if self._buffer:
@@ -111,12 +112,7 @@ class SipStream(Timed):
 
     def _read_length(self, message: Message) -> int:
         """Return Content-Length; raises when the end of the message is lost or the body will not be read."""
-        if message.error is not None and message.error.label in (
-            "control",
-            "header_block",
-            "header_line",
-            "header_lines",
-        ):
+        if message.error is not None and message.error.label in _BOUNDS_LOST:
             raise message.error
         length = read_content_length(message)
         if length is None:

@@ -15,6 +15,7 @@ from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.events import Event, RegistrationChanged
 from edge.outbound.flows import FlowTable
+from edge.outbound.flows import Registration as FlowRegistration
 from edge.sip import headers as h
 from edge.sip.access import Access, Pending
 from edge.sip.addresses import Addresses
@@ -27,6 +28,7 @@ from edge.sip.uri import UriCache
 KNOWN_OPTIONS = frozenset((b"path", b"outbound", b"gruu"))
 _SUPPORTED = b"Supported: path, outbound"
 _REQUIRE = b"Require: outbound"
+_REFRESHES = 4096
 
 Answer = Callable[..., None]
 Stored = Callable[[Exception | None], None]
@@ -79,6 +81,7 @@ class Registration:
         self._busy: dict[bytes, deque[Callable[[], None]]] = {}
         self._options: dict[bytes, frozenset[bytes]] = {}
         self._aors: dict[bytes, bytes] = {}
+        self._refreshes: dict[bytes, _Refresh] = {}
         self._date = (0, b"")
         location.on_expired = lambda binding: self._gone(binding, "expired")
         location.on_lost = lambda binding: self._gone(binding, "connection_lost")
@@ -159,6 +162,11 @@ class Registration:
         if self._keeper is not None:
             self._in_turn(aor, lambda: self._store(connection, message, aor, answer, self._clock()))
             return
+        refresh = self._refreshes.get(aor)
+        if refresh is not None and refresh.repeats(connection, message):
+            refresh.renew(message.cseq, now)
+            answer(connection, message, 200, (refresh.lines, self._date_line()), now)
+            return
         supported = self.options(message, h.SUPPORTED)
         try:
             hop = self._hop(connection, message)
@@ -167,7 +175,26 @@ class Registration:
             self._refuse(connection, message, answer, error, now)
             return
         self._apply(plan, hop, now)
-        answer(connection, message, 200, self._headers(plan, hop, supported, now), now)
+        lines = self._headers(plan, hop, supported, now)
+        self._remember_refresh(aor, connection, message, plan, lines)
+        answer(connection, message, 200, lines, now)
+
+    def _remember_refresh(
+        self, aor: bytes, connection: Connection, message: Message, plan: Plan, lines: Sequence[bytes]
+    ) -> None:
+        """Remember a registration whose refresh will look the same: one direct contact, alone for its AOR."""
+        bindings = self._location.bindings(aor)
+        if message.repeats or len(bindings) != 1 or len(plan.put) != 1 or plan.remove:
+            self._refreshes.pop(aor, None)
+            return
+        binding = bindings[0]
+        flow = binding.connection
+        if flow is None or flow is not connection or b"," in message.texts[h.VIA]:
+            return
+        registration = self._flows.register(flow, aor, binding.instance, binding.reg_id, 0, self._clock())
+        if len(self._refreshes) >= _REFRESHES:
+            self._refreshes.clear()
+        self._refreshes[aor] = _Refresh(binding, message, plan.put[0][2], registration, b"\r\n".join(lines[:-1]))
 
     def _refuse(self, connection: Connection, message: Message, answer: Answer, error: RemoteError, now: float) -> None:
         extra: tuple[bytes, ...] = ()
@@ -320,6 +347,46 @@ class Registration:
         aor = binding.aor.decode("utf-8", "backslashreplace")
         contact = binding.contact.decode("utf-8", "backslashreplace")
         self._publish(RegistrationChanged(aor, contact, change, expires))
+
+
+class _Refresh:
+    """A registration as it was granted last, so that its refresh is a comparison (most REGISTERs are refreshes)."""
+
+    __slots__ = ("_binding", "_granted", "_key", "_registration", "lines")
+
+    def __init__(
+        self, binding: Binding, message: Message, granted: int, registration: FlowRegistration, lines: bytes
+    ) -> None:
+        self._binding = binding
+        self._granted = granted
+        self._key = _refresh_key(message)
+        self._registration = registration
+        self.lines = lines  # of the 200, without Date
+
+    def repeats(self, connection: Connection, message: Message) -> bool:
+        """Whether a request asks for the very same again, later, over the same flow."""
+        binding = self._binding
+        return (
+            binding.connection is connection
+            and message.cseq > binding.cseq
+            and not message.repeats
+            and not message.first[h.REQUIRE]
+            and not message.first[h.PATH]
+            and _refresh_key(message) == self._key
+            and b"," not in message.texts[h.VIA]
+        )
+
+    def renew(self, cseq: int, now: float) -> None:
+        """Renew the binding; its timers find out by themselves."""
+        binding = self._binding
+        binding.cseq = cseq
+        binding.refreshed_at = now
+        binding.expires_at = self._registration.expires_at = now + self._granted
+
+
+def _refresh_key(message: Message) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    texts = message.texts
+    return texts[h.CONTACT], texts[h.EXPIRES], texts[h.SUPPORTED], texts[h.CALL_ID], texts[h.USER_AGENT]
 
 
 def _renew(old: Binding, new: Binding) -> Binding:
