@@ -2,12 +2,18 @@
 
 A flow is a `Connection` made for a remote address that spoke SIP to us, or that we sent a request to. STUN and keep-alive
 bytes make none. Errors are read from the socket's error queue, which names the peer that was not reached.
+
+    event loop ── readable? ──► epoll ── octets or errors ──► socket
+
+The loop watches an epoll descriptor with the socket in it, which is readable whenever there is something of either kind.
+Watching the socket itself would be the end of it under uvloop: libuv stops polling a descriptor that reports an error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 from collections.abc import Callable
 from typing import Protocol
@@ -83,21 +89,26 @@ class UdpPort:
         self._locals: dict[str, Address] = {}
         self._loop: asyncio.AbstractEventLoop = table.loop
         _prepare(sock)
-        self._loop.add_reader(sock.fileno(), self._readable)
+        self._epoll = select.epoll(1)
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._loop.add_reader(self._epoll.fileno(), self._readable)
 
     def close(self) -> None:
         """Stop reading and close the socket."""
-        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
         self._socket.close()
 
     def _readable(self) -> None:
         receive = self._socket.recvfrom
+        count = 0
         try:
-            for _ in range(_READS_IN_A_ROW):
+            for count in range(_READS_IN_A_ROW):
                 data, address = receive(_LARGEST)
                 self._receive(data, address)
         except BlockingIOError:
-            pass
+            if not count:  # woken for an error alone, which somebody else's `sendto` has taken note of
+                self._read_errors()
         except OSError:
             self._read_errors()
 
@@ -165,14 +176,12 @@ class UdpPort:
             except BlockingIOError:
                 self._count("send_buffer_full")
                 return True
-            except ConnectionRefusedError:
-                self._read_errors()
             except OSError as error:
                 log.debug("udp send failed error=%s", error.errno)
-                return False
+                self._read_errors()
             else:
                 return True
-        return True
+        return False
 
     def local_for(self, remote: Address) -> Address:
         """Return the local address datagrams to `remote` leave from; asks the kernel where we listen on all."""
