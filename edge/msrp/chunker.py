@@ -331,8 +331,9 @@ class Outbox:
             self.pump(self.relay.clock())
 
     def _release_feeders(self, now: float) -> None:
-        if not self.feeders or self.blocked:
+        if self.blocked:
             return
+        self.stuck.clear()
         for source in list(self.feeders):
             if source.buffered <= FEEDER_LOW or not self.lanes:
                 self.release(source, now)

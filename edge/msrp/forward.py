@@ -86,6 +86,9 @@ class Forwarder:
         stream = self._admit(source, head, now, frame.flag)
         if stream is None:
             return
+        if source.is_too_large(stream, frame.stop - frame.body_at):
+            stream.route.outbox.abort(stream)
+            raise RemoteError(413, "message_size")
         if frame.stop > frame.body_at:
             self._relay.stats.octets += frame.stop - frame.body_at
             stream.add(memoryview(frame.data)[frame.body_at : frame.stop], frame.plain)

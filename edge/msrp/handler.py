@@ -51,6 +51,28 @@ _JOIN = 4096
 _VIEW = 1024  # bodies from this size on are not copied before they leave
 
 
+class LinkGrace(Timed):
+    """How long a connection of many users may be held up by one full receiver."""
+
+    __slots__ = ("_handler",)
+
+    def __init__(self, handler: MsrpHandler) -> None:
+        self._handler = handler
+        self._slot = None
+
+    def begin(self, now: float) -> None:
+        """The connection is not read from now on."""
+        self._handler.relay.wheel.start(self, now + self._handler.relay.settings.link_grace)
+
+    def end(self) -> None:
+        """It is read again."""
+        self._handler.relay.wheel.stop(self)
+
+    def handle_timer(self, now: float) -> None:
+        """There was no room in time."""
+        self._handler.refuse_stuck()
+
+
 class MsrpHandler(Timed):
     """The `Handler` of one MSRP connection.
 
@@ -60,7 +82,7 @@ class MsrpHandler(Timed):
     """
 
     __slots__ = (
-        "_last_report", "_report_tokens", "_watched", "auth", "auth_failures", "authenticated", "buffered", "connection",
+        "_grace", "_last_report", "_report_tokens", "_watched", "auth", "auth_failures", "authenticated", "buffered", "connection",
         "failures", "far_sessions", "incoming", "lost", "outbox", "reader", "relay", "routes", "sessions", "succeeded",
         "waiting",
     )  # fmt: skip
@@ -87,6 +109,7 @@ class MsrpHandler(Timed):
         self._report_tokens = float(REPORTS_PER_SECOND)
         self._slot = None
         self.outbox = Outbox(relay, self, limit)
+        self._grace = LinkGrace(self)
 
     def attach(self, connection: Connection) -> None:
         """Use this connection; a dialled one comes after its handler."""
@@ -149,6 +172,7 @@ class MsrpHandler(Timed):
         self.connection = connection
         self.reader.stop()
         self.relay.wheel.stop(self)
+        self._grace.end()
         stream, self.incoming = self.incoming, None
         if stream is not None:  # its sender may go on in a new session: never `#` (decision D4)
             stream.failed = True
@@ -253,9 +277,17 @@ class MsrpHandler(Timed):
     def handle_body(self, body: memoryview, plain: bool, now: float) -> None:
         """Pass body octets on."""
         stream = self.incoming
-        if stream is not None:
+        if stream is not None and self.is_too_large(stream, len(body)):
+            self.fail_chunk(stream, 413, b"Stop")
+            stream.route.outbox.abort(stream)
+        elif stream is not None:
             self.relay.stats.octets += len(body)
             stream.route.outbox.feed(stream, body, plain, now)
+
+    def is_too_large(self, stream: OutStream, size: int) -> bool:
+        """Tell whether `size` octets more make a message larger than the limit."""
+        limit = self.relay.settings.max_message_size
+        return 0 < limit < stream.position + stream.size + size - 1
 
     def end_send(self, flag: bytes, now: float) -> None:
         """The streamed chunk is complete."""
@@ -360,12 +392,27 @@ class MsrpHandler(Timed):
         if not self.waiting:
             self.connection.pause_reading()
             self.outbox.outstanding.pause(now)
+            if self.is_link:
+                self._grace.begin(now)
         self.waiting.add(outbox)
+
+    def refuse_stuck(self) -> None:
+        """A link was not read for too long: refuse what it sends to full connections, and read it again (decision D7)."""
+        now = self.relay.clock()
+        stream = self.incoming
+        if stream is not None and stream.route.outbox in self.waiting:
+            self.fail_chunk(stream, 413, b"Stop")
+            stream.route.outbox.abort(stream)
+        for outbox in list(self.waiting):
+            outbox.stuck.add(self)
+            outbox.feeders.pop(self, None)
+            self.resume(outbox, now)
 
     def resume(self, outbox: Outbox, now: float) -> None:
         """Take `pause` back."""
         self.waiting.discard(outbox)
         if not self.waiting and not self.lost:
+            self._grace.end()
             self.outbox.outstanding.resume(now)
             self.connection.resume_reading()
 

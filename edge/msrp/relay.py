@@ -36,7 +36,7 @@ class RelaySettings:
     """What an operator may set; the names are those of the configuration where it has them. Times in seconds.
 
     `names` are the (host, port) pairs that mean this relay, hosts in lower case, IPv6 without brackets. `chunk_sizes` are
-    limits for single next hops by (host, port), in place of `max_chunk_size`; 0 means no limit. `use_path` is the host and
+    limits for single next hops by (host, port), in place of `max_chunk_size`; there and in `max_message_size` 0 means no limit. `use_path` is the host and
     port in URIs we issue, None: those of the listener.
     """
 
@@ -53,6 +53,7 @@ class RelaySettings:
     report_timeout: float = 30.0
     link_grace: float = 2.0
     websocket_piece: int = 2048
+    max_message_size: int = 0
     auth_failures: int = 5
     sessions_per_connection: int = 32
     connects_per_second: int = 10
@@ -62,6 +63,7 @@ class RelaySettings:
 class Dial(Protocol):
     """Open a connection (secure, host, port, handler, check_address); returns at once.
 
+    Port 0 means that the URI has none: look `_msrps._tcp` up (SRV), else 2855 (RFC 4976 §8).
     The connection takes `send` while it is being opened. `check_address` is asked for each resolved address before it is
     dialled. `handler.handle_writable` is called when the connection is up, `handler.handle_lost` when it fails.
     """

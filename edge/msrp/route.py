@@ -116,7 +116,7 @@ class Router:
         if len(head.to_path) < 2:
             raise RemoteError(481, "ends_here")
         next_uri = parse_uri(head.to_path[1])
-        if not next_uri.port:
+        if not next_uri.port and head.start.method != b"AUTH":  # RFC 4976 §8 lets AUTH leave it out
             raise RemoteError(400, "uri", "Next hop without port")
         second = self._relay.table.find(next_uri, now)
         if second is None:
