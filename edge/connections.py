@@ -376,9 +376,10 @@ class ConnectionTable:
                 connection.fail("stalled")
 
     def close_all(self, reason: str) -> None:
-        """Close every connection in order."""
+        """Close every stream in order. UDP flows stay as they are: their peers notice no end of this process."""
         for connection in list(self.connections.values()):
-            connection.close(reason)
+            if connection.transport is not Transport.UDP:
+                connection.close(reason)
 
     def stop(self) -> None:
         """Stop the clock of this table."""
