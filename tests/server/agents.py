@@ -1,0 +1,77 @@
+"""What the tests of the running server share: the usual configuration, agents that belong to it, its counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.conftest import EdgeServer
+from tests.ua.msrp import MsrpEndpoint
+from tests.ua.sip import SipUA
+from tests.ua.sip_message import Request, Response
+from tests.ua.wait import eventually
+
+STREAMS = ("tcp", "tls", "ws", "wss")
+TRANSPORTS = ("udp", *STREAMS)
+
+LOOPBACK = ["127.0.0.0/8", "::1/128"]
+USERS = {f"{name}@example.com": f"{name}-secret" for name in ("alice", "bob", "carol", "dave", "erin")}
+
+
+def open_config(**sections: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in which MSRP also works without TLS and towards this machine; sections are merged into it."""
+    config: dict[str, Any] = {
+        "msrp": {"require_tls": False, "allow_targets": LOOPBACK},
+        "sip": {"allow_targets": LOOPBACK},
+        "limits": {"trusted": LOOPBACK},
+    }
+    for name, values in sections.items():
+        config[name] = {**config.get(name, {}), **values}
+    return config
+
+
+def sip_ua(server: EdgeServer, name: str, transport: str = "tcp", **options: Any) -> SipUA:
+    """A user of `USERS` on a transport, not started yet."""
+    host = options.pop("host", "127.0.0.1")
+    port = options.pop("port", server.port)
+    return SipUA(name, f"{name}-secret", server=(host, port), transport=transport, local_host=host, **options)
+
+
+def msrp_client(server: EdgeServer, name: str, transport: str = "tls", **options: Any) -> MsrpEndpoint:
+    """A user of `USERS` as MSRP client, not connected yet."""
+    host = options.pop("host", "127.0.0.1")
+    port = options.pop("port", server.port)
+    return MsrpEndpoint(name, f"{name}-secret", relay=(host, port), transport=transport, host=host, **options)
+
+
+def answering(status: int = 200) -> Callable[[SipUA, Request], int]:
+    """An `on_request` that answers everything with one status."""
+    return lambda ua, request: status
+
+
+async def exchange_messages(caller: SipUA, callee: SipUA, body: bytes = b"hello") -> Response:
+    """MESSAGE from one registered user to another, answered 200; returns that answer."""
+    callee.on_request = answering()
+    return await caller.message(callee.uri, body)
+
+
+async def counted(server: EdgeServer, name: str, at_least: float = 1, **labels: str) -> float:
+    """Wait until a counter of /metrics has reached `at_least` and return it."""
+    return await eventually(
+        lambda: (value := server.metrics().value(name, **labels)) >= at_least and value,
+        what=f"{name}{labels} >= {at_least}",
+    )
+
+
+def ended(server: EdgeServer) -> dict[str, float]:
+    """Every counter of an end or refusal with its reason: what to compare before and after a test's trouble."""
+    metrics = server.metrics()
+    names = ("edge_connections_closed_total", "edge_connections_failed_total", "edge_connections_refused_total")
+    return {f"{s.name}:{s.labels['reason']}": s.value for s in metrics.samples if s.name in names}
+
+
+async def connections_open(server: EdgeServer, count: int, **labels: str) -> None:
+    """Wait until exactly so many connections are open."""
+    await eventually(
+        lambda: server.metrics().value("edge_connections", **labels) == count, what=f"{count} connections open"
+    )
