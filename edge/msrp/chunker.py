@@ -290,7 +290,7 @@ class Outbox:
 
     def hold(self, source: MsrpHandler, now: float) -> None:
         """Do not read `source` until there is room here."""
-        if source not in self.feeders and not source.lost and not self.closed:
+        if source not in self.feeders and source not in self.stuck and not source.lost and not self.closed:
             self.feeders[source] = None
             source.pause(self, now)
 

@@ -176,6 +176,8 @@ class Forwarder:
         head = frame.head
         route = self.find_route(source, head, now)
         outbox = route.outbox
+        if source in outbox.stuck:
+            raise RemoteError(413, "link_full")
         identifier = self._relay.identifiers.draw(outbox.pending)
         body = frame.data[frame.body_at - 2 : frame.stop] + b"\r\n" if head.has_body else b""
         line = b"MSRP %b %b\r\n" % (identifier, head.start.method)
