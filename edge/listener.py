@@ -15,7 +15,8 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 
 from edge.connections import Address, Connection, ConnectionTable, Handler, Transport
 from edge.demux import Decision, Protocol, StreamSniffer, is_tls
@@ -23,7 +24,7 @@ from edge.errors import RemoteError
 from edge.proxyprotocol import ProxyReader
 from edge.stream import StreamConnection
 from edge.timers import Timed
-from edge.websocket import UpgradeRules, WebSocketUpgrade
+from edge.websocket import Refusal, UpgradeRules, WebSocketUpgrade
 
 log = logging.getLogger("edge.conn")
 
@@ -40,7 +41,10 @@ HandlerFactory = Callable[[Connection], Handler]
 
 @dataclass(slots=True)
 class ListenerRules:
-    """What one listener lets in, and how long it waits. Times in seconds."""
+    """What one listener lets in, and how long it waits. Times in seconds.
+
+    `handlers` serve a protocol, `refusals` answer it on a connection whose transport is not among `transports`.
+    """
 
     transports: frozenset[Transport]
     handlers: Mapping[Protocol, HandlerFactory]
@@ -52,6 +56,7 @@ class ListenerRules:
     first_message_timeout: float = 20.0
     proxy_header_timeout: float = 5.0
     start_line: int = 4096
+    refusals: Mapping[Protocol, HandlerFactory] = field(default_factory=dict)
 
 
 class TcpListener:
@@ -257,6 +262,7 @@ class Arrival(Timed):
         self._socket.close()
 
     def handle_timer(self, now: float) -> None:
+        """Nothing came, or not enough."""
         self.drop("proxy_timeout" if self._proxy is not None else "silent")
 
 
@@ -286,8 +292,10 @@ class Sniffer:
         handler: Handler
         if decision.protocol is Protocol.HTTP:
             handler = Upgrader(self._listener, connection.transport.secure)
-        else:
+        elif connection.transport in rules.transports:
             handler = rules.handlers[decision.protocol](connection)
+        else:
+            handler = rules.refusals[decision.protocol](connection)
         connection.handler = handler
         handler.receive_data(connection, decision.data, now)
 
@@ -309,7 +317,10 @@ class Upgrader:
 
     def __init__(self, listener: TcpListener, secure: bool) -> None:
         self._listener = listener
-        self._upgrade = WebSocketUpgrade(listener.rules.upgrades, secure=secure)
+        upgrades = listener.rules.upgrades
+        if (Transport.WSS if secure else Transport.WS) not in listener.rules.transports:
+            upgrades = replace(upgrades, authorize=lambda request: Refusal(HTTPStatus.FORBIDDEN))
+        self._upgrade = WebSocketUpgrade(upgrades, secure=secure)
 
     def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
         """Collect the request; answer it."""
@@ -359,6 +370,7 @@ class WebSocketPings(Timed):
         self._connection.table.wheel.start(self, self._ping(self._connection, now))
 
     def handle_timer(self, now: float) -> None:
+        """Ping, unless the connection has ended."""
         if not self._connection.closed:
             self.start(now)
 
@@ -376,32 +388,3 @@ def _reset(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     finally:
         sock.close()
-
-
-def bind_stream(host: str, port: int) -> socket.socket:
-    """Bind a TCP socket for listening. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def bind_datagram(host: str, port: int) -> socket.socket:
-    """Bind a UDP socket. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-    except OSError:
-        sock.close()
-        raise
-    return sock

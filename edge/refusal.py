@@ -72,6 +72,18 @@ class SipRefusal(_Refusal):
         return build_answer(message, 403, b"refused", reason=_NOT_HERE)
 
 
+class SipDatagramRefusal(SipRefusal):
+    """The same for datagrams: each is a whole message, and nothing is kept or closed."""
+
+    __slots__ = ()
+
+    def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
+        """Answer one datagram."""
+        answer = self.refuse(connection, data)
+        if answer:
+            connection.send(answer)
+
+
 class MsrpRefusal(_Refusal):
     """403 for MSRP where only SIP is served (RFC 4975 §10.3)."""
 

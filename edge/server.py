@@ -13,7 +13,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -25,16 +24,15 @@ from edge.auth.authenticator import MSRP, Authenticator
 from edge.auth.credentials import CredentialCache
 from edge.auth.lockout import Lockout
 from edge.auth.nonce import Nonces, RandomPool
-from edge.config import Listen, Settings, load_settings
-from edge.connections import Address, Connection, ConnectionTable, Handler, Transport
+from edge.config import Settings, load_settings
+from edge.connections import Address, Connection, ConnectionTable, Transport
 from edge.datagram import UdpPort
-from edge.demux import Protocol
 from edge.dialer import Dialer
 from edge.errors import ConfigError
 from edge.eventlog import EventLog
 from edge.events import EventBus
 from edge.interfaces import local_addresses
-from edge.listener import ListenerRules, TcpListener, bind_datagram, bind_stream
+from edge.listener import TcpListener
 from edge.metrics import EdgeCollector, LoopLag, build_registry, expose
 from edge.msrp.handler import MsrpHandler
 from edge.msrp.relay import Relay, RelaySettings
@@ -42,19 +40,18 @@ from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
 from edge.outbound.stun import answer as answer_stun
 from edge.outbound.token import TokenKeys
-from edge.refusal import MsrpRefusal, SipRefusal
 from edge.sip.addresses import Addresses
-from edge.sip.framing import SipStream
 from edge.sip.proxy import Reached
 from edge.sip.reach import SipReach
 from edge.sip.resolver import Resolver
 from edge.sip.uri import SipUri
 from edge.sipstack import SipStack, World, build_sip
+from edge.sockets import Bound, bind_all
 from edge.storage.base import Storage, StorageError
 from edge.storage.opening import open_storage
 from edge.timers import TimerWheel
 from edge.tls import TlsContexts
-from edge.websocket import UpgradeRules
+from edge.wiring import build_datagram_handler, build_rules
 
 log = logging.getLogger("edge.server")
 
@@ -89,7 +86,7 @@ class Server:
             ConfigError: something in the configuration cannot be used, named by its key.
         """
         settings = self._settings
-        sockets = self._bind()
+        sockets = bind_all(settings.listen, self._source)
         self._tls = TlsContexts(settings, self._source)
         self._storage = self._open_storage()
         self.bus = EventBus()
@@ -115,27 +112,6 @@ class Server:
         await self._start_admin()
         self._loop.call_later(_CERTIFICATE_CHECK_S, self._check_certificate)
         self._listening = True
-
-    def _bind(self) -> list[tuple[Listen, socket.socket, socket.socket | None]]:
-        """Bind everything first, so that a port in use is found before anything else is done."""
-        bound: list[tuple[Listen, socket.socket, socket.socket | None]] = []
-        for index, listen in enumerate(self._settings.listen):
-            try:
-                stream = bind_stream(listen.host, listen.port)
-                port = stream.getsockname()[1]
-                datagram = bind_datagram(listen.host, port) if "udp" in listen.transports else None
-            except OSError as error:
-                if listen.host == "::" and error.errno in (97, 99) and bound:
-                    log.warning("no IPv6 on this machine, bind=%s left out", listen.bind)
-                    continue
-                for _, one, other in bound:
-                    one.close()
-                    if other is not None:
-                        other.close()
-                reason = f"cannot listen on {listen.bind}: {error.strerror}"
-                raise ConfigError(self._source, f"listen[{index}].bind", reason) from error
-            bound.append((listen, stream, datagram))
-        return bound
 
     def _open_storage(self) -> Storage:
         try:
@@ -269,15 +245,17 @@ class Server:
 
     # -- ports
 
-    def _open_ports(self, sockets: list[tuple[Listen, socket.socket, socket.socket | None]]) -> None:
+    def _open_ports(self, sockets: list[Bound]) -> None:
         for index, (listen, stream, datagram) in enumerate(sockets):
             port = stream.getsockname()[1]
             advertised = (listen.advertised_host, listen.advertised_port if listen.advertise else port)
-            rules = self._rules(listen)
+            rules = build_rules(listen, self._settings, self._sip, self._relay, self._tls.server)
             listener = TcpListener(self.table, index, stream, advertised, rules)
             self._listeners.append(listener)
             if datagram is not None:
-                self._ports.append(self._udp_port(listen, listener, datagram))
+                handler = build_datagram_handler(listen, self._sip)
+                flows = self._settings.limits.udp_flows
+                self._ports.append(UdpPort(self.table, listener, datagram, handler, answer_stun, flows))
         settings = self._settings
         self._resolver = Resolver(
             self._loop,
@@ -294,35 +272,6 @@ class Server:
             handler=lambda connection: self._sip.framing.handler(),
             allowed=NetworkSet(settings.sip.allowed_networks).contains,
         )
-
-    def _rules(self, listen: Listen) -> ListenerRules:
-        limits = self._settings.limits
-        sip = _sip_handler(self._sip) if "sip" in listen.protocols else _refuse_sip(self._sip)
-        msrp = self._relay.handler_for if "msrp" in listen.protocols else _refuse_msrp
-
-        def websocket(subprotocol: str, connection: Connection) -> Handler:
-            return sip(connection) if subprotocol == "sip" else msrp(connection)
-
-        names = [name for name in listen.protocols if {"ws", "wss"} & set(listen.transports)]
-        tls_only = set(names) if "ws" not in listen.transports else set()
-        if self._settings.msrp.require_tls:
-            tls_only.add("msrp")
-        return ListenerRules(
-            transports=frozenset(Transport[name.upper()] for name in listen.transports),
-            handlers={Protocol.SIP: sip, Protocol.MSRP: msrp},
-            upgrades=UpgradeRules(subprotocols=names, tls_only=tls_only, max_message=limits.websocket_message),
-            websocket=websocket,
-            tls=self._tls.server,
-            is_proxy=NetworkSet(listen.proxy_networks).contains,
-            handshake_timeout=limits.handshake_timeout,
-            first_message_timeout=limits.first_message_timeout,
-            proxy_header_timeout=limits.proxy_header_timeout,
-            start_line=limits.start_line,
-        )
-
-    def _udp_port(self, listen: Listen, listener: TcpListener, sock: socket.socket) -> UdpPort:
-        handler = SipDatagrams(self._sip if "sip" in listen.protocols else None)
-        return UdpPort(self.table, listener, sock, handler, answer_stun, self._settings.limits.udp_flows)
 
     # -- clocks
 
@@ -451,48 +400,6 @@ class Server:
 _FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "msrp", "policy", "hooks", "accounting", "admin")
 
 
-class SipDatagrams:
-    """The handler of UDP flows: every datagram is a whole message. Without a SIP stack they are dropped."""
-
-    def __init__(self, stack: SipStack | None) -> None:
-        self._stack = stack
-
-    def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
-        """Take one datagram."""
-        if self._stack is not None:
-            self._stack.framing.receive_datagram(connection, data, now)
-
-    def receive_eof(self, connection: Connection, now: float) -> bool:
-        """Datagrams have no end."""
-        return False
-
-    def handle_writable(self, connection: Connection, now: float) -> None:
-        """Datagrams do not wait."""
-
-    def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
-        """The flow failed or went idle."""
-        if self._stack is not None:
-            self._stack.core.handle_lost(connection, reason, now)
-
-
-def _sip_handler(stack: SipStack) -> Callable[[Connection], Handler]:
-    def handler(connection: Connection) -> SipStream:
-        return stack.framing.handler()
-
-    return handler
-
-
-def _refuse_sip(stack: SipStack) -> Callable[[Connection], Handler]:
-    def handler(connection: Connection) -> Handler:
-        return SipRefusal(stack.core.limits)
-
-    return handler
-
-
-def _refuse_msrp(connection: Connection) -> Handler:
-    return MsrpRefusal()
-
-
 def _host_port(text: str) -> Address:
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
@@ -512,14 +419,15 @@ async def _run(settings: Settings, source: str) -> int:
     try:
         await server.start()
     except ConfigError as error:
-        print(f"edge: {error}", file=sys.stderr)
+        sys.stderr.write(f"edge: {error}\n")
         return 2
     loop.add_signal_handler(signal.SIGTERM, server.request_stop)
     loop.add_signal_handler(signal.SIGINT, server.request_stop)
     loop.add_signal_handler(signal.SIGHUP, server.reload)
     gc.collect()
     gc.freeze()
-    print("\n".join(server.describe()), flush=True)
+    sys.stdout.write("\n".join(server.describe()) + "\n")
+    sys.stdout.flush()
     await server.serve()
     return 0
 

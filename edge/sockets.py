@@ -1,0 +1,83 @@
+"""The sockets of the configured addresses, bound before anything else is done."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Sequence
+
+from edge.config import Listen
+from edge.errors import ConfigError
+
+log = logging.getLogger("edge.server")
+
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+Bound = tuple[Listen, socket.socket, socket.socket | None]
+
+
+def bind_all(listens: Sequence[Listen], source: str) -> list[Bound]:
+    """Bind TCP and, where it is served, UDP on the same port of each address (RFC 3261 §18.2.1).
+
+    An unspecified IPv6 address is left out on a machine without IPv6.
+
+    Raises:
+        ConfigError: one cannot be bound; the others are closed again.
+    """
+    bound: list[Bound] = []
+    for index, listen in enumerate(listens):
+        try:
+            stream, datagram = _bind_pair(listen)
+        except OSError as error:
+            if listen.host == "::" and error.errno in _NO_IPV6 and bound:
+                log.warning("no IPv6 on this machine, bind=%s left out", listen.bind)
+                continue
+            for _, one, other in bound:
+                one.close()
+                if other is not None:
+                    other.close()
+            reason = f"cannot listen on {listen.bind}: {error.strerror}"
+            raise ConfigError(source, f"listen[{index}].bind", reason) from error
+        bound.append((listen, stream, datagram))
+    return bound
+
+
+def _bind_pair(listen: Listen) -> tuple[socket.socket, socket.socket | None]:
+    stream = bind_stream(listen.host, listen.port)
+    if "udp" not in listen.transports:
+        return stream, None
+    try:
+        return stream, bind_datagram(listen.host, stream.getsockname()[1])
+    except OSError:
+        stream.close()
+        raise
+
+
+def bind_stream(host: str, port: int) -> socket.socket:
+    """Bind a TCP socket for listening. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def bind_datagram(host: str, port: int) -> socket.socket:
+    """Bind a UDP socket. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
