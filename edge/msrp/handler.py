@@ -82,7 +82,7 @@ class MsrpHandler(Timed):
     """
 
     __slots__ = (
-        "_grace", "_last_report", "_report_tokens", "_watched", "auth", "auth_failures", "authenticated", "buffered", "connection",
+        "_grace", "_last_report", "_report_tokens", "_since", "auth", "auth_failures", "authenticated", "buffered", "connection",
         "failures", "far_sessions", "incoming", "lost", "outbox", "reader", "relay", "routes", "sessions", "succeeded",
         "waiting",
     )  # fmt: skip
@@ -104,7 +104,7 @@ class MsrpHandler(Timed):
         self.authenticated = False
         self.succeeded = False
         self.lost = False
-        self._watched = b""
+        self._since = 0.0  # when the first octets came of what is incomplete
         self._last_report = 0.0
         self._report_tokens = float(REPORTS_PER_SECOND)
         self._slot = None
@@ -127,10 +127,11 @@ class MsrpHandler(Timed):
         if self.outbox.websocket:
             self._receive_message(data, now)
             return
-        position, size = 0, len(data)
-        if reader.rest:
+        position = 0
+        waited = bool(reader.rest)
+        if waited:
             data, position = self._join(data, now)
-            size = len(data)
+        size = len(data)
         while position < size:
             if not reader.state:
                 after = self._relay_usual(data, position, now)
@@ -139,8 +140,12 @@ class MsrpHandler(Timed):
                     continue
             position = reader.feed(data, position, now)
         self.relay.flush()
-        if self._slot is None and (reader.rest or reader.state == STREAMING):
-            self._watch(now)
+        rest = reader.rest
+        if rest or reader.state == STREAMING:
+            if not waited or len(rest) < size:
+                self._since = now
+            if self._slot is None:
+                self.relay.wheel.start(self, now + HEAD_TIMEOUT_S)
         if not connection.writable:
             self._hold_unread_answers(now)
 
@@ -421,24 +426,23 @@ class MsrpHandler(Timed):
             self.outbox.feeders[self] = None
             self.pause(self.outbox, now)
 
-    def _watch(self, now: float) -> None:
-        """Look at an incomplete frame again later."""
-        self._watched = self.reader.rest[:48]
-        self.relay.wheel.start(self, now + HEAD_TIMEOUT_S)
-
     def handle_timer(self, now: float) -> None:
         """Close a connection that never succeeded, or sends a head or a body too slowly (RFC 4976 §6.1)."""
-        age = now - self.connection.opened_at
-        rest = self.reader.rest
-        if not self.succeeded and not self.connection.outgoing and age >= HEAD_TIMEOUT_S:
-            self.close("no_success")
-        elif not self.reader.state and rest and rest[:48] == self._watched and b"\r\n\r\n" not in rest:
-            self.close("slow_head")
-        elif (rest or self.reader.state == STREAMING) and now - self.connection.last_received >= BODY_TIMEOUT_S:
-            if not self.waiting:
-                self.close("slow_body")
-        if not self.lost and (rest or self.reader.state == STREAMING):
-            self._watch(now)
+        if not self.succeeded and not self.connection.outgoing:
+            if now - self.connection.opened_at >= HEAD_TIMEOUT_S:
+                self.close("no_success")
+                return
+        rest, streaming = self.reader.rest, self.reader.state == STREAMING
+        if not rest and not streaming:
+            return
+        if not streaming and b"\r\n\r\n" not in rest:
+            due, reason = self._since + HEAD_TIMEOUT_S, "slow_head"
+        else:
+            due, reason = self.connection.last_received + BODY_TIMEOUT_S, "slow_body"
+        if now >= due and not self.waiting:
+            self.close(reason)
+        else:
+            self.relay.wheel.start(self, max(due, now + 1))
 
 
 def _expect_end(data: bytes, body_at: int, start: bytes, end: bytes) -> int:

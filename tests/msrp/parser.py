@@ -53,10 +53,10 @@ def _parse_one(data: bytes) -> tuple[Parsed, bytes]:
             return Parsed(identifier, method, headers, None, chr(line[-1])), rest
         if not line:
             break
-        name, colon, value = line.decode().partition(": ")
+        name, colon, value = line.decode("utf-8", "surrogateescape").partition(":")
         if not colon:
             raise ValueError(f"no header: {line!r}")
-        headers.append((name, value))
+        headers.append((name, value.strip()))
     at = -1
     while True:
         at = rest.find(b"\r\n" + end, at + 1)
