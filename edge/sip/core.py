@@ -25,7 +25,7 @@ from edge.sip import headers as h
 from edge.sip.access import Access, Pending
 from edge.sip.addresses import Addresses
 from edge.sip.answers import build_answer, build_trying, options_headers
-from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, read_routes
+from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
 from edge.sip.location import Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
 from edge.sip.proxy import Opener, ProxyContext, Reached, Target, cancel_key
@@ -140,7 +140,7 @@ class SipCore:
         if method == b"ACK":
             self._receive_ack(connection, message, now)
             return
-        key = server_key(message, method)
+        key = message.key = server_key(message, method)
         if method == b"CANCEL":
             self._receive_cancel(connection, message, key, now)
             return
@@ -206,7 +206,7 @@ class SipCore:
         self.stats.answers[status // 100] += 1
         if connection.transport is Transport.UDP:
             if message.method != b"INVITE" and status not in (401, 407):
-                self.transactions.remember_final(server_key(message, message.method), data, now)
+                self.transactions.remember_final(message.key, data, now)
             connection = self._reply_connection(connection, message)
         connection.send(data)
 
@@ -267,7 +267,8 @@ class SipCore:
         ours = self.addresses.serves(uri)
         if self._max_forwards(message) == 0 and not (message.method == b"OPTIONS" and ours and uri.user is None):
             raise RemoteError(483, "max_forwards")
-        mark = self._check_loop(message)
+        if message.repeats or b"," in message.texts[h.VIA]:
+            self._check_loop(message)
         if message.first[h.PROXY_REQUIRE]:
             _check_proxy_require(message)
         if message.method == b"REGISTER" and ours:
@@ -277,9 +278,9 @@ class SipCore:
         if ours and uri.user is None and not routes.values and not routes.popped:
             self._answer_for_ourselves(connection, message, now)
         elif self.access.required(message, routes):
-            self._authenticate(connection, message, _Journey(uri, routes, key, mark), now)
+            self._authenticate(connection, message, _Journey(uri, routes, key), now)
         else:
-            self._route(connection, message, _Journey(uri, routes, key, mark), now)
+            self._route(connection, message, _Journey(uri, routes, key), now)
 
     @staticmethod
     def _max_forwards(message: Message) -> int:
@@ -288,9 +289,9 @@ class SipCore:
         text = message.texts[h.MAX_FORWARDS]
         return 70 if text == b" 70" else h.parse_max_forwards(text.strip())
 
-    def _check_loop(self, message: Message) -> bytes:
+    def _check_loop(self, message: Message) -> None:
         try:
-            return self.stamper.check_loop(message)
+            self.stamper.check_loop(message)
         except RemoteError:
             self.stats.loops += 1
             raise
@@ -355,7 +356,7 @@ class SipCore:
         else:
             server.start_trying_timer(message, now)
         context = ProxyContext(self, server, message, Draft(message, routes), connection)
-        context.mark = journey.mark
+        context.mark = loop_mark(message.uri)
         if self.stamper.records(message):
             context.record = True
             if self.targets.forces(connection.transport) or routes.ob or _contact_has_ob(message):
@@ -421,13 +422,12 @@ class SipCore:
 class _Journey:
     """What is known of a new request when its targets are looked for."""
 
-    __slots__ = ("key", "mark", "routes", "uri")
+    __slots__ = ("key", "routes", "uri")
 
-    def __init__(self, uri: SipUri, routes: Routes, key: bytes, mark: bytes) -> None:
+    def __init__(self, uri: SipUri, routes: Routes, key: bytes) -> None:
         self.uri = uri
         self.routes = routes
         self.key = key
-        self.mark = mark
 
 
 def _check_proxy_require(message: Message) -> None:

@@ -207,12 +207,9 @@ def strip_top_via(message: Message) -> bytes | None:
     return CRLF.join((*rows, b"", message.body))
 
 
-def loop_mark(uri: bytes, routes: Routes) -> bytes:
-    """Return the second part of a branch (RFC 5393 §4.2.1): what decided about the way, and not the method."""
-    seed = crc32(uri)
-    for value in routes.values:
-        seed = crc32(value, seed)
-    return b"%08x" % seed
+def loop_mark(uri: bytes) -> bytes:
+    """Return the second part of a branch (RFC 5393 §4.2.1): what the location step looked at, and not the method."""
+    return b"%08x" % crc32(uri)
 
 
 def fix_top_via(message: Message, remote: Address) -> None:

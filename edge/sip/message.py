@@ -47,6 +47,7 @@ class Message:
         "cseq",
         "error",
         "first",
+        "key",
         "lines",
         "method",
         "repeats",
@@ -67,6 +68,7 @@ class Message:
     status: int
     cseq: int
     to_tag: bytes | None  # only after `check_request`
+    key: bytes  # of its server transaction; the core's
     via: h.Via  # the topmost; only after `check_request` or `check_response`
     error: RemoteError | None  # what is wrong with it, found while splitting
 

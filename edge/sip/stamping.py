@@ -11,7 +11,7 @@ from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.sip import headers as h
 from edge.sip.addresses import Addresses
-from edge.sip.forward import NO_ROUTES, loop_mark
+from edge.sip.forward import loop_mark
 from edge.sip.message import Message
 
 _ROUTE_TRANSPORT = {Transport.UDP: b"", Transport.TCP: b";transport=tcp", Transport.TLS: b";transport=tcp"}
@@ -57,14 +57,15 @@ class Stamper:
             self._heads[key] = head
         return head + branch
 
-    def check_loop(self, message: Message) -> bytes:
-        """Return the loop mark of this request; 482 when one of our own Vias carries the same (RFC 5393 §4.2)."""
-        mark = loop_mark(message.uri, NO_ROUTES)
-        if not message.repeats and b"," not in message.texts[h.VIA]:
-            return mark
+    def check_loop(self, message: Message) -> None:
+        """Refuse a request that was here before in the same shape: one of our Vias carries its loop mark (RFC 5393 §4.2).
+
+        Raises:
+            RemoteError: 482.
+        """
+        mark = loop_mark(message.uri)
         if any(branch.rpartition(b".")[2] == mark for branch in self._own_branches(message)):
             raise RemoteError(482, "loop")
-        return mark
 
     def _own_branches(self, message: Message) -> list[bytes]:
         found = []

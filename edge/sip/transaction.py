@@ -31,6 +31,7 @@ T4 = 5.0
 TIMEOUT_S = 64 * T1  # B, F, H, J, L, M
 TIMER_D = 32.0
 TRYING_DELAY_S = 3.5  # RFC 4320 §4.1
+_FINALS_STEP_S = 0.5
 
 
 class State(IntEnum):
@@ -302,7 +303,7 @@ class Transactions:
     """All live transactions, found by branch; what lingers for timer J is a key and the octets of one answer."""
 
     __slots__ = (
-        "_finals_due", "acks_missing", "clients", "finals", "retransmissions_absorbed", "retransmissions_sent",
+        "_finals_due", "_finals_now", "_finals_until", "acks_missing", "clients", "finals", "retransmissions_absorbed", "retransmissions_sent",
         "servers", "wheel",
     )  # fmt: skip
 
@@ -311,7 +312,9 @@ class Transactions:
         self.servers: dict[bytes, ServerTransaction] = {}
         self.clients: dict[bytes, ClientTransaction] = {}
         self.finals: dict[bytes, bytes] = {}
-        self._finals_due: deque[tuple[float, bytes]] = deque()
+        self._finals_due: deque[tuple[float, list[bytes]]] = deque()
+        self._finals_now: list[bytes] = []  # the keys of the newest part of a second
+        self._finals_until = 0.0
         self.retransmissions_absorbed = 0
         self.retransmissions_sent = 0
         self.acks_missing = 0
@@ -337,18 +340,23 @@ class Transactions:
         self.wheel.stop(client)
 
     def remember_final(self, key: bytes, data: bytes, now: float) -> None:
-        """Keep the answer of a finished non-INVITE for timer J."""
-        if not self._finals_due and self.wheel.wake is not None:
-            self.wheel.wake()
+        """Keep the answer of a finished non-INVITE for timer J. Keys that end within half a second leave together."""
         self.finals[key] = data
-        self._finals_due.append((now + TIMEOUT_S, key))
+        if now >= self._finals_until:
+            if not self._finals_due and self.wheel.wake is not None:
+                self.wheel.wake()
+            self._finals_until = now + _FINALS_STEP_S
+            self._finals_now = []
+            self._finals_due.append((self._finals_until + TIMEOUT_S, self._finals_now))
+        self._finals_now.append(key)
 
     def handle_deadline(self, now: float) -> None:
         """Let timers fire and forget answers whose timer J has passed."""
         self.wheel.advance(now)
         due = self._finals_due
         while due and due[0][0] <= now:
-            self.finals.pop(due.popleft()[1], None)
+            for key in due.popleft()[1]:
+                self.finals.pop(key, None)
 
     @property
     def lingering(self) -> bool:
