@@ -37,7 +37,7 @@ class DatagramHandler(Handler, Protocol):
 
 
 class UdpFlow(Connection):
-    """One remote address on one UDP socket. `send` leaves at once: a datagram cannot be gathered."""
+    """One remote address on one UDP socket."""
 
     __slots__ = ("_address", "_port")
 
@@ -87,6 +87,8 @@ class UdpPort:
         self._answer_stun = answer_stun
         self._flow_limit = flow_limit
         self._locals: dict[str, Address] = {}
+        self._out: list[tuple[bytes, UdpFlow]] = []
+        self._view = memoryview(bytearray(_LARGEST))
         self._loop: asyncio.AbstractEventLoop = table.loop
         _prepare(sock)
         self._epoll = select.epoll(1)
@@ -100,12 +102,12 @@ class UdpPort:
         self._socket.close()
 
     def _readable(self) -> None:
-        receive = self._socket.recvfrom
+        receive, view = self._socket.recvfrom_into, self._view
         count = 0
         try:
             for count in range(_READS_IN_A_ROW):
-                data, address = receive(_LARGEST)
-                self._receive(data, address)
+                size, address = receive(view)
+                self._receive(view[:size].tobytes(), address)
         except BlockingIOError:
             if not count:  # woken for an error alone, which somebody else's `sendto` has taken note of
                 self._read_errors()
@@ -165,9 +167,20 @@ class UdpPort:
             del self.flows[flow.address]
 
     def send_to(self, data: bytes, flow: UdpFlow) -> None:
-        """Send one datagram on behalf of a flow; what the kernel refuses fails the flow."""
-        if not self._send(data, flow.address):
-            self._loop.call_soon(flow.fail, "send_error")
+        """Send one datagram on behalf of a flow at the end of this turn of the loop.
+
+        All of a turn leave together: a peer that serves many of them is woken once.
+        """
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append((data, flow))
+
+    def _flush(self) -> None:
+        """Send what was queued in this turn; what the kernel refuses fails its flow."""
+        out, self._out = self._out, []
+        for data, flow in out:
+            if not self._send(data, flow.address):
+                flow.fail("send_error")
 
     def _send(self, data: bytes, address: tuple[str, int] | tuple[str, int, int, int]) -> bool:
         for _ in range(2):  # a pending ICMP error of somebody else may be reported by the first call
