@@ -159,7 +159,7 @@ class Edge:
         """End every connection, then what ticks."""
         self.listener.close()
         self.table.close_all("shutdown")
-        await eventually(lambda: not self.table.connections)
+        await eventually(lambda: not self.table.streams)
         self.lag.stop()
         self.table.stop()
 
