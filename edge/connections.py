@@ -212,6 +212,7 @@ class ConnectionTable:
         self.closed_by_reason: dict[str, int] = {}
         self.failed_by_reason: dict[str, int] = {}
         self.refused_by_reason: dict[str, int] = {}
+        self.datagrams: dict[str, int] = {}  # those that were no SIP, and what went wrong with some, by kind
         self.streams = 0
         self.flows = 0
         self.pending = 0  # accepted, not yet a connection: peeking, PROXY header, TLS handshake

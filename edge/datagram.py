@@ -82,7 +82,6 @@ class UdpPort:
         self.listener = listener
         self.handler = handler
         self.flows: dict[object, UdpFlow] = {}
-        self.counts: dict[str, int] = {}
         self._socket = sock
         self._answer_stun = answer_stun
         self._flow_limit = flow_limit
@@ -132,7 +131,8 @@ class UdpPort:
                 self._send(answer, address)
 
     def _count(self, label: str) -> None:
-        self.counts[label] = self.counts.get(label, 0) + 1
+        counts = self.table.datagrams
+        counts[label] = counts.get(label, 0) + 1
 
     def _open(self, address: tuple[str, int]) -> UdpFlow:
         """Make a flow; past the limit it is used once and not remembered."""

@@ -131,6 +131,7 @@ class EdgeCollector:
             "edge_connections_refused", "Turned away unheard", "reason", fold_words(table.refused_by_reason)
         )
         yield GaugeMetricFamily("edge_udp_flows", "UDP flows alive", table.flows)
+        yield _counters("edge_datagrams", "Datagrams that were no SIP", "kind", fold_words(table.datagrams))
 
     def _sip(self) -> Iterator[Metric]:
         core = self._core
@@ -159,6 +160,7 @@ class EdgeCollector:
         yield GaugeMetricFamily("edge_msrp_sessions", "MSRP sessions alive", len(relay.table) if relay else 0)
         yield _counters("edge_msrp_frames", "MSRP requests received", "method", requests)
         yield _counters("edge_msrp_responses", "MSRP responses sent", "code", responses)
+        yield _counters("edge_msrp_rejected", "What broke a rule", "reason", fold_words(stats.refused) if stats else {})
         yield _counters("edge_msrp_reports", "REPORTs, by who wrote them", "origin", reports)
         yield CounterMetricFamily("edge_msrp_relayed_octets", "Octets of body passed on", octets)
 

@@ -63,6 +63,8 @@ async def test_labels_and_types_are_those_of_alerts_and_dashboard(edge: Edge, ad
         edge.bus.publish(failed("reset"))
         edge.bus.publish(refused("msrp", "unknown_user"))
         edge.core.stats.reject("loop")
+        edge.relay.stats.refuse("session")
+        edge.table.datagrams["junk"] = 1
     await eventually(lambda: not edge.table.connections)
     edge.table.failed_by_reason["reset"] = 1
     response, body = await admin.ask("/metrics")
@@ -107,6 +109,14 @@ async def test_ends_by_reason(edge: Edge, admin: Admin) -> None:
     now = await admin.metrics()
     assert now.value("edge_connections_failed_total", reason="stalled") == 1
     assert now.value("edge_connections_refused_total", reason="source_limit") == 1
+
+
+async def test_what_was_thrown_away_by_kind(edge: Edge, admin: Admin) -> None:
+    edge.table.datagrams["junk"] = 3
+    edge.relay.stats.refuse("session")
+    now = await admin.metrics()
+    assert now.value("edge_datagrams_total", kind="junk") == 3
+    assert now.value("edge_msrp_rejected_total", reason="session") == 1
 
 
 async def test_sip(edge: Edge, admin: Admin) -> None:
