@@ -98,7 +98,7 @@ async def test_chat_and_files_both_ways_with_kamailio_as_the_second_relay(
     edge: Callable[..., EdgeServer], start: StartProgram, capture: Callable[[str], Capture], tmp_path: Path
 ) -> None:
     server = edge(msrp={"max_chunk_size": 8192})  # Kamailio takes frames of about 10 kB
-    kamailio = start_kamailio(start, tmp_path)
+    kamailio = start_kamailio(start, tmp_path, server.port)
     wire = capture(f"tcp port {server.port} or tcp port {kamailio}")
     async with endpoint("alice", server.port) as alice, endpoint("bob", kamailio) as bob:
         bob.algorithms = ("MD5",)
@@ -113,11 +113,12 @@ async def test_chat_and_files_both_ways_with_kamailio_as_the_second_relay(
     assert sum(len(frame.raw) for frame in to_kamailio) > FILE_OCTETS or not to_kamailio
 
 
-def start_kamailio(start: StartProgram, directory: Path) -> int:
+def start_kamailio(start: StartProgram, directory: Path, edge_port: int) -> int:
     """Start Kamailio as a relay and return its port."""
     port = free_port()
     config = directory / "kamailio.cfg"
-    config.write_text((Path(__file__).parent / "kamailio_msrp.cfg").read_text().replace("PORT", str(port)))
+    text = (Path(__file__).parent / "kamailio_msrp.cfg").read_text()
+    config.write_text(text.replace("@PORT@", str(port)).replace("@EDGE@", str(edge_port)))
     arguments = ["kamailio", "-DD", "-E", "-f", config, "-P", directory / "kamailio.pid", "-Y", directory, "-m", "64"]
     start("kamailio", arguments).wait_ready(port)
     return port
