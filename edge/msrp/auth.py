@@ -37,7 +37,9 @@ _NEUTRAL = (Outcome.STALE, Outcome.OTHER)  # a new challenge, and no failure
 class Users(Protocol):
     """Where users come from; `done` is called on the event loop, maybe before `fetch` returns."""
 
-    def fetch(self, username: str, domain: str, done: Callable[[Credential | Exception | None], None]) -> None: ...
+    def fetch(self, username: str, domain: str, done: Callable[[Credential | Exception | None], None]) -> None:
+        """Ask for one user; never blocks."""
+        ...
 
 
 class AuthQueue:

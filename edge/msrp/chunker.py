@@ -1,15 +1,16 @@
 """What leaves on one connection: chunks, cut and taken in turns (RFC 4975 §5.1, §7.1.1; RFC 4976 §6.4.1).
 
-An incoming SEND that does not leave as one frame becomes an `OutStream`; an `Outbox` writes the streams of one connection.
+An incoming SEND that does not leave as one frame becomes an `OutStream`; an `Outbox` writes the streams of one
+connection.
 
     open    a piece of this stream is on the wire without its end-line; None between frames
     lanes   messages with octets that wait, in the order of their turns; each is a queue of the streams of one message
     feeders connections that are not read because of what waits here
 
-Any other frame goes at once: the open piece is cut (`+`), the frame written, the rest of the stream follows in a piece with
-its own id and range. A piece is opened only when 2048 octets and one more are there or the end is known, so an open one
-can be cut at any moment, no piece is too small, and the last one is never empty. A WebSocket takes whole frames only: its
-pieces wait until they are complete (RFC 7977 §5.1).
+Any other frame goes at once: the open piece is cut (`+`), the frame written, the rest of the stream follows in a piece
+with its own id and range. A piece is opened only when 2048 octets and one more are there or the end is known, so an
+open one can be cut at any moment, no piece is too small, and the last one is never empty. A WebSocket takes whole
+frames only: its pieces wait until they are complete (RFC 7977 §5.1).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from edge.msrp.frame import Head, encode_byte_range
 from edge.msrp.framing import END_LINE
+from edge.msrp.outstream import MIN_PIECE, OutStream
 from edge.msrp.report import Outstanding
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from edge.msrp.relay import Relay
     from edge.msrp.route import Route
 
-MIN_PIECE = 2048  # below it chunks must not be interrupted (RFC 4975 §7.1.1)
 TURN = 16384
 PUMP_LIMIT = 65536  # octets written before others get the loop
 FEEDER_HIGH = 131072
@@ -37,127 +37,16 @@ _NO_LIMIT = 1 << 62
 Part = bytes | memoryview
 
 
-class OutStream:
-    """One incoming SEND chunk on its way out.
-
-    `position` is the number of the next octet that leaves, `flag` empty until the chunk's end-line came, `piece` the octets
-    written of the piece that is open. `failed` says that its sender was told, so that nobody tells it again.
-    """
-
-    __slots__ = (
-        "_parts", "_range_after", "_range_before", "begun", "failed", "flag", "has_body", "head", "lane", "last", "piece",
-        "piece_start", "plain", "position", "queued", "route", "size", "total", "transaction_id",
-    )  # fmt: skip
-
-    def __init__(self, route: Route, head: Head) -> None:
-        self.route = route
-        self.head = head
-        self.has_body = head.has_body
-        self.position = head.range.start if head.range else 1
-        self.total = head.range.total if head.range else None
-        self._range_before, self._range_after = _split_range(head)
-        self._parts: deque[memoryview] = deque()
-        # What keeps the octets of one message in order: the sender's connection and the Message-ID.
-        self.lane = (route.source.connection.id, head.message_id)
-        self.size = 0
-        self.flag = b""
-        self.plain = True  # nothing like an end-line has been seen in the body
-        self.piece = 0
-        self.piece_start = 0
-        self.transaction_id = b""  # of the piece that is open
-        self.last = b""  # the last octets of the open piece, where an end-line may have begun
-        self.begun = False
-        self.queued = False
-        self.failed = False
-
-    def add(self, body: memoryview, plain: bool) -> None:
-        """Take octets over; call `settle` before their buffer may go."""
-        self._parts.append(body)
-        self.plain = self.plain and plain
-        self.size += len(body)
-        self.route.source.buffered += len(body)
-
-    def settle(self) -> None:
-        """Keep the octets that wait, not the reads they came in."""
-        if self._parts:
-            self._parts = deque([memoryview(b"".join(self._parts))])
-
-    def take(self, limit: int) -> memoryview:
-        """Give the next octets away: at most `limit`, all from one `add`, never none while there are some."""
-        part = self._parts.popleft()
-        if len(part) > limit:
-            self._parts.appendleft(part[limit:])
-            part = part[:limit]
-        self._count(-len(part))
-        return part
-
-    def take_all(self, count: int) -> list[memoryview]:
-        """Give exactly `count` octets away, of which there are enough."""
-        parts = []
-        while count:
-            part = self.take(count)
-            count -= len(part)
-            parts.append(part)
-        return parts
-
-    def put_back(self, part: memoryview) -> None:
-        """Undo a part of `take`."""
-        self._parts.appendleft(part)
-        self._count(len(part))
-
-    def drop(self, keep: int = 0) -> None:
-        """Forget what waits, but for the first `keep` octets."""
-        position, kept = self.position, self.take_all(min(keep, self.size))
-        self.route.source.buffered -= self.size
-        self._parts.clear()
-        self.size = 0
-        for part in kept:
-            self.add(part, True)
-        self.position = position
-
-    def _count(self, change: int) -> None:
-        self.size += change
-        self.position -= change
-        self.route.source.buffered += change
-
-    def heads(self, end: int | None) -> bytes:
-        """Write the headers after the paths for a piece that starts at `position` and ends at `end`, if that is known."""
-        if not self.has_body:
-            return self.head.rest
-        return self._range_before + encode_byte_range(self.position, end, self.total) + self._range_after
-
-    def whole_heads(self, websocket: bool) -> bytes:
-        """Write them for the rest of the chunk, all of which is there (RFC 4975 §7.1.1: a number only up to 2048 octets)."""
-        if self.size > MIN_PIECE:
-            return self.heads(None)
-        if self.begun or (websocket and self.head.range is not None and self.head.range.end is None):
-            return self.heads(self.position + self.size - 1)
-        return self.head.rest if self.head.range else self.heads(None)
-
-
-def _split_range(head: Head) -> tuple[bytes, bytes]:
-    """Split the header lines around the value of Byte-Range; without one, make room in front of the MIME headers."""
-    lines = head.rest.split(b"\r\n")
-    for number, line in enumerate(lines):
-        if line[:11].lower() == b"byte-range:":
-            before, after = lines[:number], lines[number + 1 :]
-            break
-    else:
-        number = next((n for n, line in enumerate(lines) if line[:8].lower() == b"content-"), len(lines) - 1)
-        before, after = lines[:number], lines[number:]
-    return b"".join(line + b"\r\n" for line in before) + b"Byte-Range: ", b"\r\n" + b"\r\n".join(after)
-
-
 class Outbox:
     """The outgoing half of one MSRP connection.
 
-    `pending` are the transactions of ours that are open here, by id; `queued` counts the octets ever written. `limit` is
-    the size at which pieces are cut. `connecting` is set while a connection that we dial is not up.
+    `pending` are the transactions of ours that are open here, by id; `queued` counts the octets ever written. `limit`
+    is the size at which pieces are cut. `connecting` is set while a connection that we dial is not up.
     """
 
     __slots__ = (
-        "_gathered", "_pumping", "_recent", "closed", "connecting", "connection", "feeders", "handler", "lanes", "limit", "open", "outstanding",
-        "pending", "queued", "relay", "routes", "streams", "stuck", "websocket",
+        "_gathered", "_pumping", "_recent", "closed", "connecting", "connection", "feeders", "handler", "lanes",
+        "limit", "open", "outstanding", "pending", "queued", "relay", "routes", "streams", "stuck", "websocket",
     )  # fmt: skip
 
     connection: Connection
@@ -368,7 +257,9 @@ class Outbox:
         for route in self.routes:
             route.valid = False
         self.routes.clear()
-        self.open = None
+        if self.open is not None:
+            self._complete(self.open, b"+")
+            self.open = None
         streams = list(self.streams)
         for stream in streams:
             if not stream.flag and not stream.failed:
@@ -389,7 +280,7 @@ class Outbox:
         """Write up to `budget` octets of a stream; return whether that was its end."""
         while True:
             if self.open is not stream:
-                if stream.flag and stream.size <= self.limit:
+                if stream.flag and stream.size <= min(self.limit, max(budget, MIN_PIECE)):
                     self._write_whole(stream)
                     return True
                 if not self._open_piece(stream, budget):
@@ -414,7 +305,7 @@ class Outbox:
         written = 0
         while written < count:
             part = stream.take(count - written)
-            unsafe = -1 if stream.plain else _find_lookalike(stream, bytes(part))
+            unsafe = -1 if stream.plain else stream.find_lookalike(bytes(part))
             if unsafe >= 0:
                 stream.put_back(part[unsafe:])
                 part = part[:unsafe]
@@ -444,6 +335,7 @@ class Outbox:
         self.gather((head,), len(head))
         stream.piece_start, stream.piece, stream.last, stream.begun = stream.position, 0, b"", True
         self.open = stream
+        self._remember(stream, identifier, stream.position, 0, b"")  # an error may be answered before its end
         return True
 
     def cut(self) -> None:
@@ -456,8 +348,13 @@ class Outbox:
         self.open = None
         line = b"%b%b%b\r\n" % (END_LINE, stream.transaction_id, flag)
         self.gather((line,), len(line))
-        self._remember(stream, stream.transaction_id, stream.piece_start, stream.piece, flag)
+        self._complete(stream, flag)
         stream.piece = 0
+
+    def _complete(self, stream: OutStream, flag: bytes) -> None:
+        """Write down how much the piece has become, unless it was answered before its end."""
+        if stream.transaction_id in self.pending:
+            self._remember(stream, stream.transaction_id, stream.piece_start, stream.piece, flag)
 
     def _write_whole(self, stream: OutStream) -> None:
         """Write all that is left of a stream as one frame."""
@@ -483,7 +380,8 @@ class Outbox:
 
     def _remember(self, stream: OutStream, identifier: bytes, start: int, length: int, flag: bytes) -> None:
         if stream.head.failure_report != b"no":
-            entry = (self.queued, stream.route, stream.head.rest, start, length, flag == b"$", stream)
+            position = self.queued if flag else _NO_LIMIT
+            entry = (position, stream.route, stream.head.rest, start, length, flag == b"$", stream)
             self.outstanding.add(identifier, entry, self.relay.clock())
 
 
@@ -491,20 +389,3 @@ def _describe_loss(reason: str, connecting: bool) -> tuple[int, bytes]:
     if reason == "refused_target":
         return 403, b"Target not allowed"
     return 408, b"Next hop unreachable" if connecting else b"Next hop lost"
-
-
-def _find_lookalike(stream: OutStream, part: bytes) -> int:
-    """Find where the open piece must end because its own end-line stands in the body; -1 if nowhere.
-
-    The answer lies inside the look-alike, which is what breaks it.
-    """
-    needle = END_LINE + stream.transaction_id
-    width = len(needle) - 1
-    joint = stream.last + part[:width]
-    if needle in joint:
-        return 0 if stream.last else 1
-    found = part.find(needle)
-    if found >= 0:
-        return found + 1
-    stream.last = (joint if len(part) < width else part)[-width:]
-    return -1

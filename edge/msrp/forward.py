@@ -1,6 +1,7 @@
 """Requests and responses on their long way through the relay (RFC 4976 §6.4).
 
-What is wrong is answered in this order: headers, first To-Path URI, expiry, who may use it, header rules (RFC 4976 §6.2, §6.4).
+What is wrong is answered in this order: headers, first To-Path URI, expiry, who may use it, header rules (RFC 4976
+§6.2, §6.4).
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge.errors import RemoteError
-from edge.msrp.chunker import OutStream
 from edge.msrp.frame import OTHER_BODY_LIMIT, UNREADABLE, Head, clean_comment
 from edge.msrp.framing import Frame
 from edge.msrp.handler import ROUTES_LIMIT
+from edge.msrp.outstream import OutStream
 from edge.msrp.report import Forwarded
 from edge.msrp.uri import is_same_uri
 

@@ -10,8 +10,8 @@
     Hi, I'm Alice!
     -------d93kswow$                        end-line: seven hyphens, transaction id, continuation flag
 
-The frames of every day are recognised by one expression in `edge.msrp.handler`; what is here reads all others, and finds
-out what is wrong with the rest.
+The frames of every day are recognised by one expression in `edge.msrp.handler`; what is here reads all others, and
+finds out what is wrong with the rest.
 """
 
 from __future__ import annotations
@@ -248,8 +248,8 @@ def _number(value: int | None) -> bytes:
 def build_response(start: bytes, to_path: bytes, from_path: bytes, extra: Sequence[bytes] = ()) -> bytes:
     """Write a response (RFC 4975 §7.2).
 
-    `start` is transaction id, code and comment ("d93kswow 200 OK"), the paths are header values, `extra` are header lines
-    without line ends.
+    `start` is transaction id, code and comment ("d93kswow 200 OK"), the paths are header values, `extra` are header
+    lines without line ends.
     """
     identifier = start.partition(b" ")[0]
     lines = (

@@ -63,21 +63,32 @@ class FrameSink(Protocol):
     `body` is only good during the call; `plain` says that no end-line of whatever id stands or begins in it.
     """
 
-    def handle_frame(self, frame: Frame, now: float) -> None: ...
+    def handle_frame(self, frame: Frame, now: float) -> None:
+        """Take a whole frame."""
+        ...
 
-    def begin_send(self, head: Head, now: float) -> None: ...
+    def begin_send(self, head: Head, now: float) -> None:
+        """Take the head of a SEND whose body follows."""
+        ...
 
-    def handle_body(self, body: memoryview, plain: bool, now: float) -> None: ...
+    def handle_body(self, body: memoryview, plain: bool, now: float) -> None:
+        """Take body octets."""
+        ...
 
-    def end_send(self, flag: bytes, now: float) -> None: ...
+    def end_send(self, flag: bytes, now: float) -> None:
+        """Take the end of the SEND that was begun."""
+        ...
 
-    def handle_broken(self, label: str, head: Head | None, now: float) -> None: ...
+    def handle_broken(self, label: str, head: Head | None, now: float) -> None:
+        """Nothing more can be framed; `head` is what could be read of the frame that broke the stream."""
+        ...
 
 
 class FrameReader:
     """Read frames from one stream.
 
-    `rest` is what was read and is no whole frame yet, at most a head and a small body; it belongs in front of the next read.
+    `rest` is what was read and is no whole frame yet, at most a head and a small body; it belongs in front of the next
+    read.
     """
 
     __slots__ = ("_needle", "_sink", "_stray", "rest", "state")
@@ -98,7 +109,7 @@ class FrameReader:
             position = self.feed(data, position, now)
 
     def feed(self, data: bytes, position: int, now: float) -> int:
-        """Read one frame, or the part of one that is there; return where to go on, the end of `data` when all is read."""
+        """Read one frame, or the part of one that is there; return where to go on in `data`."""
         if self.state == IDLE:
             return self._read_frame(data, position, now, HOLD_LIMIT)
         if self.state == STREAMING:
@@ -242,8 +253,8 @@ def _has_long_line(data: bytes, end: int) -> bool:
 def find_end(data: bytes, position: int, needle: bytes) -> tuple[int, int, bytes, bool]:
     """Find the end-line of a body (RFC 4975 §7.1); `needle` is its CRLF, hyphens and transaction id.
 
-    Returns (where the body stops, where the next frame starts, flag, whether no other end-line stands before). Without an
-    end-line the flag is empty and the body stops where one may have begun.
+    Returns (where the body stops, where the next frame starts, flag, whether no other end-line stands before). Without
+    an end-line the flag is empty and the body stops where one may have begun.
     """
     size = len(data)
     if data.rfind(END_LINE, position) < 0:  # searching backwards is two times faster here

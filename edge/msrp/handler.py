@@ -14,9 +14,10 @@ import re
 from typing import TYPE_CHECKING
 
 from edge.errors import RemoteError
-from edge.msrp.chunker import MIN_PIECE, Outbox, OutStream
+from edge.msrp.chunker import Outbox
 from edge.msrp.frame import COMMENTS, TRANSACTION_ID, Head, build_response
 from edge.msrp.framing import END_LINE, STREAMING, Frame, FrameReader
+from edge.msrp.outstream import MIN_PIECE, OutStream
 from edge.msrp.report import PENDING_LIMIT, REPORTS_PER_SECOND, Forwarded
 from edge.msrp.route import Route
 from edge.timers import Timed
@@ -76,15 +77,15 @@ class LinkGrace(Timed):
 class MsrpHandler(Timed):
     """The `Handler` of one MSRP connection.
 
-    `sessions` were issued over this connection, `far_sessions` are used by it from the far side. `incoming` is the chunk
-    being received; None while a chunk is received whose fate is decided. `buffered` counts its octets that wait elsewhere,
-    `waiting` are the outboxes because of which it is not read.
+    `sessions` were issued over this connection, `far_sessions` are used by it from the far side. `incoming` is the
+    chunk being received; None while a chunk is received whose fate is decided. `buffered` counts its octets that wait
+    elsewhere, `waiting` are the outboxes because of which it is not read.
     """
 
     __slots__ = (
-        "_grace", "_last_report", "_report_tokens", "_since", "auth", "auth_failures", "authenticated", "buffered", "connection",
-        "failures", "far_sessions", "incoming", "lost", "outbox", "reader", "relay", "routes", "sessions", "succeeded",
-        "waiting",
+        "_grace", "_last_report", "_report_tokens", "_since", "auth", "auth_failures", "authenticated", "buffered",
+        "connection", "failures", "far_sessions", "incoming", "lost", "outbox", "reader", "relay", "routes",
+        "sessions", "succeeded", "waiting",
     )  # fmt: skip
 
     connection: Connection
@@ -152,7 +153,8 @@ class MsrpHandler(Timed):
     def _join(self, data: bytes, now: float) -> tuple[bytes, int]:
         """Put what is left of the last read in front; return data and where to go on in it.
 
-        The frame that was cut by the end of the read is nearly always a small one, so try not to copy all of a large read.
+        The frame that was cut by the end of the read is nearly always a small one, so try not to copy all of a large
+        read.
         """
         rest, self.reader.rest = self.reader.rest, b""
         if not self.reader.state and len(data) > 2 * _JOIN:
@@ -229,7 +231,8 @@ class MsrpHandler(Timed):
             outbox.cut()
         body = data[body_at - 2 : stop + _END] if length < _VIEW else memoryview(data)[body_at - 2 : stop + _END]
         outbox.gather(
-            (b"MSRP ", ours, b" SEND\r\n", route.out_paths, heads, body, ours, flag), route.out_size + len(heads) + length
+            (b"MSRP ", ours, b" SEND\r\n", route.out_paths, heads, body, ours, flag),
+            route.out_size + len(heads) + length,
         )
         stats = self.relay.stats
         stats.sends += 1
@@ -402,7 +405,7 @@ class MsrpHandler(Timed):
         self.waiting.add(outbox)
 
     def refuse_stuck(self) -> None:
-        """A link was not read for too long: refuse what it sends to full connections, and read it again (decision D7)."""
+        """A link was not read for too long: refuse what it sends to full connections, and read it again."""
         now = self.relay.clock()
         stream = self.incoming
         if stream is not None and stream.route.outbox in self.waiting:
@@ -446,7 +449,7 @@ class MsrpHandler(Timed):
 
 
 def _expect_end(data: bytes, body_at: int, start: bytes, end: bytes) -> int:
-    """Find where the body stops: the first end-line of any id after `body_at`, looked for first where Byte-Range says."""
+    """Find where the body stops, the first end-line of any id, looking first where Byte-Range says."""
     if end.isdigit():
         expected = body_at + int(end) - int(start) + 1
         if expected >= len(data):

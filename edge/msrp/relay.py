@@ -35,9 +35,9 @@ from edge.timers import TimerWheel
 class RelaySettings:
     """What an operator may set; the names are those of the configuration where it has them. Times in seconds.
 
-    `names` are the (host, port) pairs that mean this relay, hosts in lower case, IPv6 without brackets. `chunk_sizes` are
-    limits for single next hops by (host, port), in place of `max_chunk_size`; there and in `max_message_size` 0 means no limit. `use_path` is the host and
-    port in URIs we issue, None: those of the listener.
+    `names` are the (host, port) pairs that mean this relay, hosts in lower case, IPv6 without brackets. `chunk_sizes`
+    are limits for single next hops by (host, port), in place of `max_chunk_size`; there and in `max_message_size` 0
+    means no limit. `use_path` is the host and port in URIs we issue, None: those of the listener.
     """
 
     names: frozenset[tuple[str, int]] = frozenset()
@@ -63,14 +63,16 @@ class RelaySettings:
 class Dial(Protocol):
     """Open a connection (secure, host, port, handler, check_address); returns at once.
 
-    Port 0 means that the URI has none: look `_msrps._tcp` up (SRV), else 2855 (RFC 4976 §8).
-    The connection takes `send` while it is being opened. `check_address` is asked for each resolved address before it is
-    dialled. `handler.handle_writable` is called when the connection is up, `handler.handle_lost` when it fails.
+    Port 0 means that the URI has none: look `_msrps._tcp` up (SRV), else 2855 (RFC 4976 §8). The connection takes
+    `send` while it is being opened. `check_address` is asked for each resolved address before it is dialled.
+    `handler.handle_writable` is called when the connection is up, `handler.handle_lost` when it fails.
     """
 
     def __call__(
         self, secure: bool, host: str, port: int, handler: MsrpHandler, check_address: Callable[[str], bool]
-    ) -> Connection: ...
+    ) -> Connection:
+        """Begin to open a connection."""
+        ...
 
 
 class RelayStats:
@@ -131,8 +133,9 @@ class RelayStats:
 class Relay:
     """One MSRP relay.
 
-    `random` takes a number of octets and returns that many from a cryptographic source. `clock` is monotonic, `soon` calls
-    a function in a later turn of the loop. `publish` takes events, `permits` says whether a user may use this relay.
+    `random` takes a number of octets and returns that many from a cryptographic source. `clock` is monotonic, `soon`
+    calls a function in a later turn of the loop. `publish` takes events, `permits` says whether a user may use this
+    relay.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Transactions that wait for an answer, and the REPORTs when there is none or a bad one (RFC 4975 §7.1.2; RFC 4976 §6.4).
+"""Transactions that wait for an answer, and the REPORTs that follow when there is none or a bad one (RFC 4976 §6.4).
 
-`Outstanding` holds the open transactions of one connection. There is no timer for each: once a second the end of what was
-written is marked, and a mark that has left our buffers grows older while we read the connection. What lies before a mark
-of 30 seconds was not answered in time.
+`Outstanding` holds the open transactions of one connection. There is no timer for each: once a second the end of what
+was written is marked, and a mark that has left our buffers grows older while we read the connection. What lies before
+a mark of 30 seconds was not answered in time.
 
     written ──────────────────────────────────────────────────────► queued
              mark 0: 30 s old     mark 1: 29 s old ...   │ not out yet
@@ -19,8 +19,9 @@ from edge.msrp.frame import Head, StartLine, build_report, encode_byte_range
 from edge.timers import Timed
 
 if TYPE_CHECKING:
-    from edge.msrp.chunker import Outbox, OutStream
+    from edge.msrp.chunker import Outbox
     from edge.msrp.handler import MsrpHandler
+    from edge.msrp.outstream import OutStream
     from edge.msrp.relay import Relay
     from edge.msrp.route import Route
 
@@ -28,8 +29,9 @@ PENDING_LIMIT = 8192
 REPORTS_PER_SECOND = 100
 _TICK_S = 1.0
 
-# A chunk that was sent: where its end-line ends in the stream, its route, its headers after the paths, number of its first
-# octet (0: as its Byte-Range says), octets (-1: no body at all), whether it ended `$`, and the stream it is a piece of.
+# A chunk that was sent: where its end-line ends in the stream, its route, its headers after the paths, number of its
+# first octet (0: as its Byte-Range says), octets (-1: no body at all), whether it ended `$`, and the stream it is a
+# piece of.
 Sent = tuple[int, "Route", bytes, int, int, bool, "OutStream | None"]
 
 
@@ -146,7 +148,7 @@ class Reporter:
             route.session.refuse(route.outbound, message_id)
         self._relay.stats.count_refusal(code)
         self._signal([entry], code, comment, now)
-        if stream is not None:
+        if stream is not None and stream in route.outbox.streams:
             route.outbox.abort(stream)
 
     def handle_silence(self, entries: list[Sent | Forwarded], now: float) -> None:

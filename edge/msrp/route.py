@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 class Route:
     """The decision for one pair of paths that came over one connection.
 
-    `paths` are the path lines as received, `out_paths` those of the frame that goes on, `report_paths` those of a REPORT of
-    ours back to the sender, `answered` what follows the transaction id in a 200, `expected` the To-Path line of the next
-    hop's answers. Bodies of up to `whole_limit` octets may go on as one frame, those whose range ends in `*` up to
-    `star_limit`. `own_uris` are the URIs taken off To-Path, the first one first.
+    `paths` are the path lines as received, `out_paths` those of the frame that goes on, `report_paths` those of a
+    REPORT of ours back to the sender, `answered` what follows the transaction id in a 200, `expected` the To-Path line
+    of the next hop's answers. Bodies of up to `whole_limit` octets may go on as one frame, those whose range ends in
+    `*` up to `star_limit`. `own_uris` are the URIs taken off To-Path, the first one first.
     """
 
     __slots__ = (

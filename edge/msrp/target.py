@@ -13,7 +13,7 @@ _DISCARD_PORT = 9  # written by endpoints that only dial themselves (RFC 6135 §
 
 
 def is_permitted(address: str, allowed: Sequence[Network]) -> bool:
-    """Tell whether an address may be dialled: public unicast ones may, others only when a network in `allowed` has them.
+    """Tell whether an address may be dialled: a public unicast one, or one in a network that is allowed.
 
     An IPv4 address inside an IPv6 one counts as that IPv4 address.
     """

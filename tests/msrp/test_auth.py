@@ -19,7 +19,9 @@ EDGE = "msrps://edge.loom.example:2855;tcp"
 class Client:
     """Answers challenges by RFC 7616, MD5 unless told otherwise."""
 
-    def __init__(self, connection: Recorder, user: str = "nora", password: str = "teal-anchor-42", path: str = NORA) -> None:
+    def __init__(
+        self, connection: Recorder, user: str = "nora", password: str = "teal-anchor-42", path: str = NORA
+    ) -> None:
         self.connection = connection
         self.user = user
         self.password = password
@@ -51,7 +53,9 @@ class Client:
         }  # fmt: skip
         values["response"] = f'"{self._response(algorithm, target, values["nc"])}"'
         values.update(changes)
-        return "Authorization: Digest " + ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+        return "Authorization: Digest " + ", ".join(
+            f"{name}={value}" for name, value in values.items() if value is not None
+        )
 
     def _response(self, algorithm: str, target: str, nc: str | None) -> str:
         """RFC 7616 §3.4.1."""
@@ -269,7 +273,10 @@ def test_auths_are_handled_in_turn() -> None:
     assert client.connection.take() == b""
     bench.users.answer()
     answers = parse_frames(client.connection.take())
-    assert [(answer.identifier, answer.method) for answer in answers] == [("auth0002", "200 OK"), ("auth0003", "200 OK")]
+    assert [(answer.identifier, answer.method) for answer in answers] == [
+        ("auth0002", "200 OK"),
+        ("auth0003", "200 OK"),
+    ]
     assert client.connection.uses == 0
 
 

@@ -238,7 +238,9 @@ def test_e12_a_chunk_is_cut_for_an_answer_and_goes_on() -> None:
     bench = Bench(ids=["e90b37f5c2d8a146", "0d86f2a4b7c9e513"], share_links=True)
     nora, other = bench.connect(), bench.connect()
     bench.open(nora, XN, NORA)
-    bench.open(other, "msrps://edge.loom.example:2855/Dk3VgP8aZo6TfM1jXe5WnS;tcp", "msrps://192.0.2.99:1/o;tcp", user="o")
+    bench.open(
+        other, "msrps://edge.loom.example:2855/Dk3VgP8aZo6TfM1jXe5WnS;tcp", "msrps://192.0.2.99:1/o;tcp", user="o"
+    )
     pieces = [body_of(E["E12.1"]), body_of(E["E12.3"])]
     head = E["E12.1"][: E["E12.1"].index(b"\r\n\r\n") + 4]
     head = head.replace(b"e90b37f5c2d8a146", b"nora0012")
@@ -333,9 +335,14 @@ def test_e20_bodiless_and_empty_are_different() -> None:
     nora = bench.connect()
     bench.open(nora, XN, NORA)
     for name, identifier in (("E20.1", b"1111111111111111"), ("E20.2", b"2222222222222222")):
-        frame = E[name].replace(b"msrps://edge.loom.example:2855/hJ5sT8yKb1Vn4Wq7Zr0Lcd;tcp msrp://198.51.100.44:9100/benLeg02Xv4yTt;tcp", f"{XN} {PABLO}".encode())
+        frame = E[name].replace(
+            b"msrps://edge.loom.example:2855/hJ5sT8yKb1Vn4Wq7Zr0Lcd;tcp msrp://198.51.100.44:9100/benLeg02Xv4yTt;tcp",
+            f"{XN} {PABLO}".encode(),
+        )
         frame = frame.replace(b"msrps://10.1.2.3:9/anaLeg01Kq7wZs;tcp", NORA.encode())
         nora.receive(frame)
-        expected = frame.replace(f"{XN} {PABLO}".encode(), PABLO.encode()).replace(b"From-Path: ", f"From-Path: {XN} ".encode())
+        expected = frame.replace(f"{XN} {PABLO}".encode(), PABLO.encode()).replace(
+            b"From-Path: ", f"From-Path: {XN} ".encode()
+        )
         own = frame.split()[1]
         assert bench.dialled[0].connection.take() == expected.replace(own, identifier)

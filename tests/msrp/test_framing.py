@@ -100,7 +100,7 @@ def test_start_lines_of_requests() -> None:
 
 @pytest.mark.requirement("MSRP-FRM-02")
 def test_start_lines_of_responses() -> None:
-    plain, comment = parse_start_line(b"MSRP aB3dE5fG 200"), parse_start_line("MSRP aB3dE5fG 200 Alt i orden".encode())
+    plain, comment = parse_start_line(b"MSRP aB3dE5fG 200"), parse_start_line(b"MSRP aB3dE5fG 200 Alt i orden")
     assert (plain.code, plain.comment, plain.method) == (200, b"", b"")
     assert (comment.code, comment.comment) == (200, b"Alt i orden")
     with pytest.raises(RemoteError):
@@ -161,7 +161,11 @@ def test_bodiless_and_empty() -> None:
 @pytest.mark.requirement("MSRP-FRM-11", "MSRP-FRM-12")
 def test_names_in_any_case_and_blanks_around_values() -> None:
     block = (
-        b"to-path:" + A.encode() + b"\r\nFROM-PATH:  \t" + B.encode() + b" \r\nfailure-report: NO\r\nByte-Range:1-2/2\r\n"
+        b"to-path:"
+        + A.encode()
+        + b"\r\nFROM-PATH:  \t"
+        + B.encode()
+        + b" \r\nfailure-report: NO\r\nByte-Range:1-2/2\r\n"
         b"message-id:   m1  \r\n"
     )
     head = Head(parse_start_line(b"MSRP abcd SEND"), block, False)
@@ -244,7 +248,9 @@ def test_limits_of_a_head() -> None:
     for over in (
         head_of(*(f"X-{number}: 1" for number in range(63))),
         head_of("X: " + "a" * 8190),
-        Head(parse_start_line(b"MSRP abcd SEND"), f"To-Path: {' '.join([A] * 17)}\r\nFrom-Path: {B}\r\n".encode(), False),
+        Head(
+            parse_start_line(b"MSRP abcd SEND"), f"To-Path: {' '.join([A] * 17)}\r\nFrom-Path: {B}\r\n".encode(), False
+        ),
     ):
         assert over.error is not None
         assert over.error.status == 400
@@ -273,7 +279,8 @@ def test_bodies_of_other_requests_are_small() -> None:
 
 
 _bodies = st.binary(max_size=300) | st.lists(
-    st.sampled_from([b"\r\n", b"-------", b"abcd", b"$", b"+", b"#", b"\r", b"\n", b"x", b"MSRP abcd SEND\r\n"]), max_size=30
+    st.sampled_from([b"\r\n", b"-------", b"abcd", b"$", b"+", b"#", b"\r", b"\n", b"x", b"MSRP abcd SEND\r\n"]),
+    max_size=30,
 ).map(b"".join)
 
 

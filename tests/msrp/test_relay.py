@@ -211,7 +211,9 @@ def test_uris_reappear_octet_for_octet() -> None:
 
 
 @pytest.mark.requirement("MSRP-URI-10", "MSRP-URI-04")
-@pytest.mark.parametrize("next_hop", ["msrps://pablo.example/x;tcp", "msrps://pablo.example:2855/x", "msrps://192.0.2.1/x;tcp"])
+@pytest.mark.parametrize(
+    "next_hop", ["msrps://pablo.example/x;tcp", "msrps://pablo.example:2855/x", "msrps://192.0.2.1/x;tcp"]
+)
 def test_a_next_hop_we_have_to_dial_must_be_complete(next_hop: str) -> None:
     pair = Pair()
     pair.nora.receive(send(f"{XN} {next_hop}", NORA))
@@ -477,7 +479,9 @@ def test_an_unknown_method_to_us_is_501_over_the_full_path() -> None:
 @pytest.mark.parametrize("nickname", ['"Nora af Næs"', '""', '"' + "n" * 1023 + '"'])
 def test_nicknames_and_their_answers_pass(nickname: str) -> None:
     pair = Pair()
-    pair.far.receive(send(f"{XN} {NORA}", f"{FAR} {PABLO}", None, mid="", method="NICKNAME", extra=f"Use-Nickname: {nickname}"))
+    pair.far.receive(
+        send(f"{XN} {NORA}", f"{FAR} {PABLO}", None, mid="", method="NICKNAME", extra=f"Use-Nickname: {nickname}")
+    )
     (asked,) = parse_frames(pair.nora.take())
     assert (asked["Use-Nickname"], asked["To-Path"]) == (nickname, NORA)
     pair.nora.receive(
@@ -605,7 +609,9 @@ def test_links_to_another_relay(share: bool, count: int) -> None:
 
 
 @pytest.mark.requirement("MSRP-CON-06", "MSRP-RESP-09")
-@pytest.mark.parametrize("target", ["msrps://q.example:2855/x;ws", "msrps://q.invalid:2855/x;tcp", "msrps://q.example:9/x;tcp"])
+@pytest.mark.parametrize(
+    "target", ["msrps://q.example:2855/x;ws", "msrps://q.invalid:2855/x;tcp", "msrps://q.example:9/x;tcp"]
+)
 def test_what_is_never_dialled(target: str) -> None:
     pair = Pair()
     pair.nora.receive(send(f"{XN} {target}", NORA))

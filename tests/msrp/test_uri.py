@@ -14,7 +14,12 @@ from edge.msrp.uri import is_same_uri, parse_uri
 def test_a_uri_needs_its_transport() -> None:
     uri = parse_uri(b"msrp://h.example:2855/abc;tcp;x=1;y")
     assert (uri.secure, uri.host, uri.port, uri.session_id, uri.transport) == (False, "h.example", 2855, b"abc", b"tcp")
-    for wrong in (b"msrp://h.example:2855/abc", b"http://h.example:2855/abc;tcp", b"msrp:h.example;tcp", b"msrp:///a;tcp"):
+    for wrong in (
+        b"msrp://h.example:2855/abc",
+        b"http://h.example:2855/abc;tcp",
+        b"msrp:h.example;tcp",
+        b"msrp:///a;tcp",
+    ):
         with pytest.raises(RemoteError, match="400"):
             parse_uri(wrong)
 
@@ -22,7 +27,13 @@ def test_a_uri_needs_its_transport() -> None:
 @pytest.mark.requirement("MSRP-URI-02")
 def test_without_session_id_the_host_ends_at_the_semicolon() -> None:
     uri = parse_uri(b"msrps://edge.loom.example;tcp")
-    assert (uri.secure, uri.host, uri.port, uri.session_id, uri.transport) == (True, "edge.loom.example", 0, b"", b"tcp")
+    assert (uri.secure, uri.host, uri.port, uri.session_id, uri.transport) == (
+        True,
+        "edge.loom.example",
+        0,
+        b"",
+        b"tcp",
+    )
 
 
 @pytest.mark.requirement("MSRP-URI-03")
@@ -95,7 +106,9 @@ def test_any_octets_parse_or_are_refused(raw: bytes) -> None:
     try:
         uri = parse_uri(raw)
     except RemoteError as error:
-        assert error.status == 400
+        status = error.status
     else:
         assert uri.raw == raw
         assert uri.host
+        status = 400
+    assert status == 400
