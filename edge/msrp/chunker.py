@@ -182,6 +182,8 @@ class Outbox:
         if source not in self.feeders and source not in self.stuck and not source.lost and not self.closed:
             self.feeders[source] = None
             source.pause(self, now)
+            if self.connecting and not self.outstanding.ticking:
+                self.outstanding.start_ticking(now)
 
     def pump(self, now: float) -> None:
         """Write what waits, in turns, as long as the transport takes it."""
@@ -254,9 +256,8 @@ class Outbox:
         for source in {route.source for route in self.routes}:
             source.reader.promote(now)  # a chunk that has begun here ends here
         self.closed = True
-        for route in self.routes:
-            route.valid = False
-        self.routes.clear()
+        for route in list(self.routes):
+            route.withdraw()
         if self.open is not None:
             self._complete(self.open, b"+")
             self.open = None

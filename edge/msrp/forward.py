@@ -152,7 +152,7 @@ class Forwarder:
         if route is None or not route.valid or now >= route.expires_at:
             route = self._relay.router.resolve(source, head, now)
             if len(source.routes) >= ROUTES_LIMIT:
-                source.routes.clear()
+                source.drop_routes()
             source.routes[head.paths] = route
             source.succeed()
         return route

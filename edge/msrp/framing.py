@@ -129,7 +129,10 @@ class FrameReader:
             return self._skip_stray(data, position, now)
         end = data.find(b"\r\n", position, position + START_LINE_LIMIT + 2)
         if end < 0:
-            return self._await_start_line(data, position, now)
+            limit = LINE_LIMIT if _is_response(data, position) else START_LINE_LIMIT  # comments may be long
+            end = data.find(b"\r\n", position, position + limit + 2)
+            if end < 0:
+                return self._await_start_line(data, position, limit, now)
         try:
             start = parse_start_line(data[position:end])
         except RemoteError as error:
@@ -148,10 +151,10 @@ class FrameReader:
             return self._break("stray", None, data, now)
         return position
 
-    def _await_start_line(self, data: bytes, position: int, now: float) -> int:
-        part = data[position : position + START_LINE_LIMIT + 2]
+    def _await_start_line(self, data: bytes, position: int, limit: int, now: float) -> int:
+        part = data[position : position + limit + 2]
         known = _PREFIX.startswith(part[:5]) if len(part) < 5 else part.startswith(_PREFIX)
-        if not known or len(part) > START_LINE_LIMIT or b"\n" in part:
+        if not known or len(part) > limit or b"\n" in part:
             return self._break("start_line", None, data, now)
         return self._wait(data, position)
 
@@ -244,6 +247,12 @@ class FrameReader:
         self.stop()
         self._sink.handle_broken(label, head, now)
         return len(data)
+
+
+def _is_response(data: bytes, position: int) -> bool:
+    """Tell whether a status code stands where a request has its method."""
+    words = data[position : position + START_LINE_LIMIT].split(b" ", 3)
+    return len(words) == 4 and words[2].isdigit()
 
 
 def _has_long_line(data: bytes, end: int) -> bool:

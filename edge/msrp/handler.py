@@ -188,7 +188,7 @@ class MsrpHandler(Timed):
         for outbox in list(self.waiting):
             outbox.feeders.pop(self, None)
         self.waiting.clear()
-        self.routes.clear()
+        self.drop_routes()
         self.relay.handle_lost(self, reason, now)
 
     # -- the short way
@@ -334,6 +334,12 @@ class MsrpHandler(Timed):
             self.relay.stats.count_response(code)
             self.outbox.send_frame(build_response(start, entry.answer_to, entry.own_uris[0]))
             self.connection.release_use()
+
+    def drop_routes(self) -> None:
+        """Find all ways anew."""
+        for route in self.routes.values():
+            route.withdraw()
+        self.routes.clear()
 
     def succeed(self) -> None:
         """A request was accepted: this connection is no stranger's any more (RFC 4976 §6.1)."""

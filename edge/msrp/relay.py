@@ -250,7 +250,8 @@ class Relay:
         """A connection is gone: its sessions end, what was bound to it is free."""
         self._handlers.discard(handler)
         self._dialled.pop(handler, None)
-        self._links = {hop: known for hop, known in self._links.items() if known is not handler}
+        if self._links:
+            self._links = {hop: known for hop, known in self._links.items() if known is not handler}
         for name in handler.connection.identities:
             if self._peers.get(name) is handler:
                 del self._peers[name]

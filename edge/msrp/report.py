@@ -104,7 +104,7 @@ class Outstanding(Timed):
     def handle_timer(self, now: float) -> None:
         """Move the marks on and fail what is too old."""
         self._outbox.poll(now)
-        if not self.pending:
+        if not self.pending and not (self._outbox.connecting and self._outbox.feeders):
             self._marks.clear()
             self._left = 0
             self.ticking = False

@@ -35,6 +35,7 @@ class Route:
     """
 
     __slots__ = (
+        "_sessions",
         "answer_size", "answered", "expected", "expires_at", "out_paths", "out_size", "outbound", "outbox", "own_uris",
         "paths", "refused", "report_paths", "session", "source", "star_limit", "valid", "whole_limit",
     )  # fmt: skip
@@ -64,9 +65,17 @@ class Route:
         if source.relay.settings.max_message_size:
             self.whole_limit = self.star_limit = -1
         self.valid = True
+        self._sessions = sessions
         for session in sessions:
             session.routes.add(self)
         outbox.routes.add(self)
+
+    def withdraw(self) -> None:
+        """Do not use this route any more."""
+        self.valid = False
+        self.outbox.routes.discard(self)
+        for session in self._sessions:
+            session.routes.discard(self)
 
 
 class Router:

@@ -70,9 +70,8 @@ class Session(Timed):
 
     def drop_routes(self) -> None:
         """Something changed that routes were decided by."""
-        for route in self.routes:
-            route.valid = False
-        self.routes.clear()
+        for route in list(self.routes):
+            route.withdraw()
 
     def find_far(self, handler: MsrpHandler) -> Far | None:
         """Find the binding of this connection, or of the same relay on another one (RFC 4976 §6.3)."""

@@ -424,3 +424,29 @@ def test_a_connection_that_comes_up_slowly_holds_its_feeder() -> None:
     assert nora.pauses == 0
     nora.receive(wire[at:])
     assert joined(parse_frames(bench.dialled[0].connection.take())) == pattern(900_000)
+
+
+def test_a_connection_whose_coming_up_nobody_tells_is_polled() -> None:
+    bench = Bench()
+    nora = bench.connect()
+    bench.open(nora, XN, NORA)
+    wire = send(f"{XN} {PABLO}", NORA, pattern(900_000), extra="Failure-Report: no")
+    nora.receive(wire[:100_000])
+    pablo = bench.dialled[0].connection
+    pablo.backlog = 100_000
+    nora.receive(wire[100_000:200_000])
+    assert nora.pauses == 1
+    pablo.backlog = 0
+    bench.advance(2)
+    assert nora.pauses == 0
+
+
+def test_routes_are_forgotten_with_those_who_used_them() -> None:
+    pair = Pair()
+    for number in range(50):
+        far = pair.bench.connect()
+        far.receive(send(f"{XN} {NORA}", f"{FAR[:-4]}{number};tcp"))
+        far.close("eof")
+    assert len(pair.session.routes) == 0
+    assert len(pair.nora.handler.outbox.routes) == 0  # type: ignore[attr-defined]
+    assert pair.session.far == []

@@ -74,7 +74,7 @@ def test_the_end_of_the_websocket_is_the_end_of_its_sessions() -> None:
     assert parse_frames(nora.take())[0].method[:3] == "481"
 
 
-@pytest.mark.requirement("MSRP-WS-11", "MSRP-SEND-10")
+@pytest.mark.requirement("MSRP-SEND-10")
 def test_a_bodiless_send_keeps_alive() -> None:
     _, _, mina = mina_and_nora()
     mina.receive(send(XM, MINA, None))
