@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import struct
 import subprocess
 from collections import defaultdict
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop.programs import Program, find_program
-from tests.ua.wait import eventually_blocking, scaled
+from tests.ua.wait import scaled
 
 LARGEST_FRAME = 65000  # what fits into one IPv4 packet behind its headers
 
@@ -37,28 +38,34 @@ def can_capture() -> bool:
 
 
 class Capture:
-    """A dumpcap that has begun; `stop` ends it when everything that was sent has been written."""
+    """A dumpcap that has begun; `stop` ends it when everything that was sent until then has been written.
 
-    def __init__(self, program: Program, path: Path) -> None:
+    Both are known by a datagram of our own: the kernel hands packets over in order, and dumpcap writes them late.
+    """
+
+    def __init__(self, program: Program, path: Path, mark_port: int) -> None:
         self.program = program
         self.path = path
-        program.wait_for(lambda: f"File: {path}" in program.log_text(), what="the capture to begin")
+        self._mark_port = mark_port
+        self._mark(b"the capture begins")
 
     def stop(self) -> Path:
         """End the capture and return the file; a packet that was lost fails the test."""
-        size = -1
-
-        def settled() -> bool:
-            nonlocal size
-            before, size = size, self.path.stat().st_size
-            return before == size
-
-        eventually_blocking(settled, 20, what="all packets written")
+        self._mark(b"the capture ends")
         self.program.stop(signal.SIGINT)
         lost = re.search(r"received/dropped on interface .*: \d+/(\d+)", self.program.log_text())
         if lost is None or int(lost[1]):
             pytest.fail(f"the capture is not complete\n{self.program.report()}")
         return self.path
+
+    def _mark(self, mark: bytes) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+
+            def written() -> bool:
+                sender.sendto(mark, ("127.0.0.1", self._mark_port))
+                return self.path.exists() and mark in self.path.read_bytes()[-100_000:]
+
+            self.program.wait_for(written, 20, what=mark.decode())
 
 
 def tshark(path: Path, *arguments: str) -> list[list[str]]:

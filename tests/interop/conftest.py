@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import EdgeServer, EdgeServerFactory
+from tests.conftest import EdgeServer, EdgeServerFactory, free_port
 from tests.interop.capture import Capture, can_capture
 from tests.interop.programs import Program
 
@@ -75,8 +75,8 @@ def capture(start: StartProgram, tmp_path: Path) -> Callable[[str], Capture]:
         pytest.skip("dumpcap and tshark are not installed, or may not capture")
 
     def make(filter_text: str) -> Capture:
-        path = tmp_path / "wire.pcap"
-        arguments = ["dumpcap", "-P", "-q", "-i", "lo", "-B", "64", "-f", filter_text, "-w", path]
-        return Capture(start("dumpcap", arguments), path)
+        path, mark_port = tmp_path / "wire.pcap", free_port()
+        wanted = f"({filter_text}) or udp port {mark_port}"
+        return Capture(start("dumpcap", ["dumpcap", "-P", "-q", "-i", "lo", "-B", "64", "-f", wanted, "-w", path]), path, mark_port)
 
     return make

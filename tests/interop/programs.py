@@ -29,7 +29,7 @@ def find_program(name: str) -> str | None:
 
 
 class Program:
-    """One process. Its output goes to `log_path`; `log_text` is what it said so far.
+    """One process. Its output goes to `log_path`; `log_text` is what it said so far. Every `*.log` in its folder is shown.
 
     The process leads a group of its own, which ends as a whole: Kamailio and HAProxy have children.
     """
@@ -60,10 +60,12 @@ class Program:
         return self.log_path.read_text(errors="replace")
 
     def report(self) -> str:
-        """The command, how it ended, and the end of its log."""
+        """The command, how it ended, and the end of its logs."""
         status = self.process.poll()
         state = "running" if status is None else f"exit {status}"
-        return f"$ {' '.join(self.command)}\n[{state}]\n{self.log_text()[-_SHOWN:]}"
+        written = [path for path in sorted(self.directory.glob("*.log")) if path != self.log_path]
+        others = "".join(f"\n--- {path.name}\n{path.read_text(errors='replace')[-_SHOWN:]}" for path in written)
+        return f"$ {' '.join(self.command)}\n[{state}]\n{self.log_text()[-_SHOWN:]}{others}"
 
     def wait_for(self, predicate: Callable[[], object], seconds: float = 10.0, *, what: str) -> None:
         """Poll until the predicate is true; fail at once when the process has ended before."""
@@ -105,6 +107,12 @@ class Program:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
+
+
+def udp_bound(port: int) -> bool:
+    """Whether somebody on this machine holds a UDP socket on that port."""
+    ports = [line.split()[1].rpartition(":")[2] for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    return f"{port:04X}" in ports
 
 
 def accepts(port: int, host: str = "127.0.0.1") -> bool:
