@@ -431,9 +431,8 @@ class MsrpHandler(Timed):
             self.connection.resume_reading()
 
     def _hold_unread_answers(self, now: float) -> None:
-        if self.connection.unsent() > ANSWERS_LIMIT and self not in self.outbox.feeders:
-            self.outbox.feeders[self] = None
-            self.pause(self.outbox, now)
+        if self.connection.unsent() > ANSWERS_LIMIT:
+            self.outbox.hold(self, now)
 
     def handle_timer(self, now: float) -> None:
         """Close a connection that never succeeded, or sends a head or a body too slowly (RFC 4976 §6.1)."""

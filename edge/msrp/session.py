@@ -90,7 +90,9 @@ class Session(Timed):
 
     def unbind_far(self, handler: MsrpHandler) -> None:
         """Free the binding of a connection that is gone."""
-        self.far = [far for far in self.far if far.handler is not handler]
+        kept = [far for far in self.far if far.handler is not handler]
+        handler.connection.registered -= len(self.far) - len(kept)
+        self.far = kept
         self.drop_routes()
 
     def refuse(self, outbound: bool, message_id: bytes) -> None:
