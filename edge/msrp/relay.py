@@ -37,7 +37,8 @@ class RelaySettings:
 
     `names` are the (host, port) pairs that mean this relay, hosts in lower case, IPv6 without brackets. `chunk_sizes`
     are limits for single next hops by (host, port), in place of `max_chunk_size`; there and in `max_message_size` 0
-    means no limit. `use_path` is the host and port in URIs we issue, None: those of the listener.
+    means no limit. `use_path` is the host and port in URIs we issue, None: those of the listener. `one_far_path`
+    refuses the use of one of our URIs towards a second far party.
     """
 
     names: frozenset[tuple[str, int]] = frozenset()
@@ -54,6 +55,7 @@ class RelaySettings:
     link_grace: float = 2.0
     websocket_piece: int = 2048
     max_message_size: int = 0
+    one_far_path: bool = False
     auth_failures: int = 5
     sessions_per_connection: int = 32
     connects_per_second: int = 10
@@ -80,7 +82,7 @@ class RelayStats:
 
     __slots__ = (
         "_methods", "_responses", "dials", "octets", "refused", "refused_downstream", "reports_made", "reports_relayed",
-        "sends", "sessions_opened", "unanswered",
+        "second_far_paths", "sends", "sessions_opened", "unanswered",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -91,6 +93,7 @@ class RelayStats:
         self.reports_relayed = 0
         self.sessions_opened = 0
         self.dials = 0
+        self.second_far_paths = 0
         self.refused: dict[str, int] = {}
         self.refused_downstream: dict[int, int] = {}
         self._methods: dict[str, int] = {}

@@ -167,6 +167,10 @@ class Router:
             raise RemoteError(481, "session")
         if head.start.method == b"REPORT":  # it has to wait for nobody, so it opens nothing (decision D9)
             raise RemoteError(481, "report_without_connection")
+        if session.far:  # one URI serves one session (RFC 4976 §5.1)
+            if self._relay.settings.one_far_path:
+                raise RemoteError(403, "second_far_path")
+            self._relay.stats.second_far_paths += 1
         handler = self._relay.dial_next_hop(uri, source, now)
         session.bind_far(handler, uri)
         return handler.outbox

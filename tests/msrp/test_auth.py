@@ -106,6 +106,15 @@ def test_challenges() -> None:
     assert re.fullmatch(form.format("MD5"), weak)
 
 
+@pytest.mark.requirement("MSRP-AUTH-07")
+@pytest.mark.parametrize("target", ["msrps://a@edge.loom.example;tcp", "msrps://edge.loom.example:2855;tcp"])
+def test_the_realm_is_never_taken_from_the_request(target: str) -> None:
+    client = Client(Bench().connect())
+    assert 'realm="loom.example"' in client.ask(target)["WWW-Authenticate"]
+    other = client.credentials(target=target, realm='"edge.loom.example"')
+    assert 'realm="loom.example"' in client.ask(target, other)["WWW-Authenticate"]
+
+
 @pytest.mark.requirement("MSRP-AUTH-04")
 def test_basic_gets_a_digest_challenge() -> None:
     answer = Client(Bench().connect()).ask(extra="Authorization: Basic bm9yYTp4")

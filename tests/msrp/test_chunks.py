@@ -199,6 +199,18 @@ def test_odd_orders_pass_as_they_come() -> None:
     assert [frame["Byte-Range"] for frame in parse_frames(pair.nora.take())] == ["1-100/150", "50-149/150", "1-100/150"]
 
 
+@pytest.mark.requirement("MSRP-CHK-16")
+def test_small_chunks_never_wait_to_be_joined() -> None:
+    pair = Pair()
+    for number in range(10):
+        byte_range = f"{number * 100 + 1}-{number * 100 + 100}/1000"
+        pair.far.receive(
+            send(f"{XN} {NORA}", FAR, pattern(100), byte_range=byte_range, flag="$" if number == 9 else "+")
+        )
+        (frame,) = parse_frames(pair.nora.take())
+        assert frame["Byte-Range"] == byte_range
+
+
 @pytest.mark.requirement("MSRP-FRM-25")
 @pytest.mark.parametrize("read", [1, 7, 4000, 10**9])
 def test_our_own_end_line_in_the_body(read: int) -> None:

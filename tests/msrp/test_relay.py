@@ -359,6 +359,17 @@ def test_both_sides_keep_their_from_path() -> None:
     assert pair.codes() == ["200", "481"]
 
 
+@pytest.mark.requirement("MSRP-BIND-11")
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_second_far_path_is_counted_or_refused(strict: bool) -> None:
+    pair = Pair(one_far_path=strict)
+    pair.nora.receive(send(f"{XN} {PABLO}", NORA))
+    pair.nora.receive(send(f"{XN} {TARIQ}", NORA, tid="tid00002"))
+    assert pair.codes(pair.nora) == ["200", "403" if strict else "200"]
+    assert pair.bench.relay.stats.second_far_paths == (not strict)
+    assert len(pair.bench.dialled) == 2 - strict
+
+
 @pytest.mark.requirement("MSRP-SEND-01")
 def test_the_earliest_rule_broken_is_reported() -> None:
     pair = Pair()
