@@ -87,9 +87,9 @@ class TargetFinder:
 
     def for_ack(self, connection: Connection, message: Message, routes: Routes, now: float) -> Target | None:
         """Decide where an ACK for a 2xx goes, None when nowhere (RFC 3261 §13, §17)."""
-        if not routes.popped:
-            return None
         uri = self._uris.parse(message.uri)
+        if not routes.popped and not self._addresses.serves(uri):
+            return None
         found = self.find(connection, message, uri, routes, now)
         return found.groups[0][0] if found.groups else None
 
