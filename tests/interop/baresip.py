@@ -45,7 +45,9 @@ def write_configuration(directory: Path, account: str, trust: Path) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     control = free_port()
     rtp = free_port(range(10240, 32000, 2))
-    config = _CONFIG.format(modules=modules_folder(), control=control, trust=trust, rtp=rtp, rtp_end=rtp + 10, tone=write_tone(directory))
+    config = _CONFIG.format(
+        modules=modules_folder(), control=control, trust=trust, rtp=rtp, rtp_end=rtp + 10, tone=write_tone(directory)
+    )
     (directory / "config").write_text(config)
     (directory / "accounts").write_text(account + "\n")
     (directory / "contacts").write_text("")

@@ -93,6 +93,23 @@ def complaints(path: Path, protocol: str, options: list[str]) -> list[list[str]]
     return tshark(path, *options, "-Y", f"{protocol} && ({_COMPLAINT})", *fields)
 
 
+def check_sip(capture: Capture, ports: list[int], expected: dict[str, int]) -> None:
+    """Fail the test if tshark complains of a SIP message on these ports, or counts other numbers of requests.
+
+    `expected` is counted on both legs: a request that passed the server is two.
+    """
+    path = capture.stop()
+    options = decode_as("sip", *ports, transports=("udp", "tcp"))
+    assert complaints(path, "sip", options) == []
+    # One packet may hold several messages, and responses have no method.
+    methods = [
+        name
+        for row in tshark(path, *options, "-Y", "sip", "-T", "fields", "-e", "sip.Method")
+        for name in row[0].split(",")
+    ]
+    assert {name: methods.count(name) for name in expected} == expected
+
+
 # ------------------------------------------------------------------------------------------ TCP streams
 
 
@@ -199,7 +216,8 @@ def check_msrp(frames: list[WireFrame], path: Path) -> None:
         assert transaction == f"{frame.transaction},{frame.transaction}", frame.readable[:400]
         assert method + status == frame.what
         assert re.fullmatch(f"-------{re.escape(frame.transaction)}[$#+]", end_line), end_line
-        assert to_path.startswith("msrp://") and from_path.startswith("msrp://"), (to_path, from_path)
+        assert to_path.startswith("msrp://"), to_path
+        assert from_path.startswith("msrp://"), from_path
 
 
 def _pcap(frames: list[WireFrame]) -> bytes:

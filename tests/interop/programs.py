@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ua.wait import eventually, eventually_blocking, scaled
+from tests.ua.wait import eventually_blocking, scaled
 
 _SHOWN = 6000  # octets at the end of a log that go into the report of a failed test
 
@@ -69,19 +69,15 @@ class Program:
 
     def wait_for(self, predicate: Callable[[], object], seconds: float = 10.0, *, what: str) -> None:
         """Poll until the predicate is true; fail at once when the process has ended before."""
-        eventually_blocking(lambda: predicate() or self.process.poll() is not None, seconds, what=f"{self.name}: {what}")
+        eventually_blocking(
+            lambda: predicate() or self.process.poll() is not None, seconds, what=f"{self.name}: {what}"
+        )
         if not predicate():
             pytest.fail(f"{self.name} ended before {what}\n{self.report()}")
 
     def wait_ready(self, port: int, host: str = "127.0.0.1") -> None:
         """Wait until it accepts TCP connections."""
         self.wait_for(lambda: accepts(port, host), what=f"listening on port {port}")
-
-    async def finished(self, seconds: float = 30.0) -> int:
-        """Wait for the end without blocking the event loop, and return the exit status."""
-        await eventually(lambda: self.process.poll() is not None, seconds, what=f"{self.name}: the end")
-        assert self.process.returncode is not None
-        return self.process.returncode
 
     def wait(self, seconds: float = 30.0) -> int:
         """Wait for the end and return the exit status."""

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import EdgeServer
-from tests.interop.capture import Capture
-from tests.interop.test_sipp import check_sip
+from tests.interop.capture import Capture, check_sip
 from tests.ua.wait import eventually, within
 
 adapter = pytest.importorskip("tests.ua.aiosip_adapter", exc_type=ModuleNotFoundError)
@@ -44,4 +43,4 @@ async def test_register_message_and_a_call_from_invite_to_bye(
         assert await bob.next_end() == invite.headers["Call-ID"]
     assert server.metrics().value("edge_sip_retransmissions_total") == 0
     expected = {"REGISTER": 4, "MESSAGE": 6, "INVITE": 3, "ACK": 3, "BYE": 2}
-    await within(asyncio.to_thread(check_sip, wire, server.port, expected), 60)
+    await within(asyncio.to_thread(check_sip, wire, [server.port], expected), 60)

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import EdgeServer, free_port
 from tests.interop.capture import LARGEST_FRAME, Capture, WireFrame, check_msrp, cut_frames, read_streams
 from tests.interop.conftest import StartProgram
-from tests.interop.programs import Program, needs
+from tests.interop.programs import needs
 from tests.ua.msrp import HashSink, MsrpEndpoint
 
 pytestmark = [pytest.mark.interop, needs("dumpcap", "tshark")]
@@ -85,7 +85,9 @@ async def test_chat_and_files_both_ways_between_two_clients_of_the_relay(
         await alice.auth()
         await bob.auth()
         await chat(alice, bob)
-        await send_file(alice, bob, text_file(), "text/plain", chunk_size=None)  # one chunk of 10 MiB, which the relay cuts
+        await send_file(
+            alice, bob, text_file(), "text/plain", chunk_size=None
+        )  # one chunk of 10 MiB, which the relay cuts
         await send_file(bob, alice, binary_file(), "application/octet-stream", chunk_size=20_000)
     ours = await asyncio.to_thread(dissected, wire, server.port, tmp_path)
     octets = sum(len(frame.raw) for frame in ours if frame.what == "SEND")
