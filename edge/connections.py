@@ -154,6 +154,9 @@ class Connection(Timed):
         """End at once as a failure."""
         raise NotImplementedError
 
+    def give_up(self, now: float) -> None:
+        """The time is over that was given to the end of this connection."""
+
     def release_use(self) -> None:
         """One use less (`uses`); the last one closes a connection whose peer has finished sending."""
         self.uses -= 1
@@ -224,6 +227,17 @@ class ConnectionTable:
         self._dirty: list[Connection] = []
         self._written: set[Connection] = set()
         self._ticker: asyncio.TimerHandle | None = None
+
+    @property
+    def ends(self) -> int:
+        """How many connections, flows and arrivals have ended so far."""
+        counts = (self.closed_by_reason, self.failed_by_reason, self.refused_by_reason)
+        return sum(sum(by_reason.values()) for by_reason in counts)
+
+    @property
+    def stall_timeout(self) -> float:
+        """Seconds after which a receiver that takes nothing has failed."""
+        return self._limits.stall_timeout
 
     def next_id(self) -> int:
         """A serial number that this process never gives again."""
@@ -338,7 +352,7 @@ class ConnectionTable:
     def check_deadline(self, connection: Connection, now: float) -> None:
         """A connection's timer fired: close it when it is due, else look again later."""
         if connection.closed:
-            connection.close("eof")
+            connection.give_up(now)
             return
         if connection.transport is Transport.UDP:
             due, reason = connection.last_received + self.udp_idle, "idle"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from edge.certificates import names_host
 from edge.connections import Address, Connection, ConnectionTable, Handler, Listener, Transport
-from edge.stream import StreamConnection
+from edge.stream import LINGER_S, StreamConnection
 
 _CONNECT_S = 10.0
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -94,7 +94,13 @@ class Dialer:
                 return ""
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if connection.transport.secure:
-                await loop.create_connection(lambda: connection, sock=sock, ssl=self._tls(), server_hostname=name)
+                await loop.create_connection(
+                    lambda: connection,
+                    sock=sock,
+                    ssl=self._tls(),
+                    server_hostname=name,
+                    ssl_shutdown_timeout=LINGER_S,
+                )
             else:
                 await loop.create_connection(lambda: connection, sock=sock)
         except (OSError, ssl.SSLError) as error:

@@ -22,7 +22,7 @@ from edge.connections import Address, Connection, ConnectionTable, Handler, Tran
 from edge.demux import Decision, Protocol, StreamSniffer, is_tls
 from edge.errors import RemoteError
 from edge.proxyprotocol import ProxyReader
-from edge.stream import StreamConnection
+from edge.stream import LINGER_S, StreamConnection
 from edge.timers import Timed
 from edge.websocket import Refusal, UpgradeRules, WebSocketUpgrade
 
@@ -151,6 +151,7 @@ class TcpListener:
                     sock,
                     ssl=self.rules.tls(),
                     ssl_handshake_timeout=self.rules.handshake_timeout,
+                    ssl_shutdown_timeout=LINGER_S,
                 )
             else:
                 await loop.connect_accepted_socket(lambda: connection, sock)

@@ -12,17 +12,18 @@ from edge.connections import Address, Connection, ConnectionTable, Handler, List
 HIGH_WATER = 65536
 LOW_WATER = 16384
 _HALF_CLOSED_S = 32.0  # 64*T1: as long as an answer may still be due
+LINGER_S = 2.0  # after our last octet: as long as a peer may go on sending before it has read that
 
 
 class StreamConnection(Connection, asyncio.Protocol):
     """One TCP, TLS, WS or WSS connection; also the asyncio protocol of its transport.
 
-    A connection we dial exists, and takes `send`, before the handshake is done.
+    A connection we dial exists, and takes `send`, before the handshake is done. One we close takes no more from then on,
+    but its socket is read on for a moment: a reset, which is the answer to octets nobody reads, may overtake our last words.
     """
 
     __slots__ = (
-        "_end", "_held", "_out", "_pauses", "_transport", "codec", "half_closed", "queue_limit",
-        "verify_peer",
+        "_end", "_held", "_out", "_pauses", "_transport", "codec", "half_closed", "queue_limit", "verify_peer",
     )  # fmt: skip
 
     def __init__(
@@ -147,12 +148,12 @@ class StreamConnection(Connection, asyncio.Protocol):
 
     def pause_reading(self) -> None:
         self._pauses += 1
-        if self._pauses == 1 and self._transport is not None and not self._transport.is_closing():
+        if self._pauses == 1 and not self.closed and self._transport is not None:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         self._pauses -= 1
-        if self._pauses == 0 and self._transport is not None and not self._transport.is_closing():
+        if self._pauses == 0 and not self.closed and self._transport is not None:
             self._transport.resume_reading()
 
     @property
@@ -169,7 +170,29 @@ class StreamConnection(Connection, asyncio.Protocol):
         self.flush()
         self.table.end(self, reason, failed=False)
         if self._transport is not None:
-            self._transport.close()
+            self._close_transport(self._transport)
+
+    def _close_transport(self, transport: asyncio.Transport) -> None:
+        """TLS says goodbye and waits for the peer's; plain TCP gets a FIN, and its end with the peer's."""
+        if self.transport.secure or self.half_closed or transport.is_closing():
+            self.half_closed = False
+            transport.close()
+            return
+        transport.write_eof()
+        if self._pauses:
+            transport.resume_reading()
+        self.stalled_at = self.table.now()
+        self.table.wheel.start(self, self.stalled_at + LINGER_S)
+
+    def give_up(self, now: float) -> None:
+        if self.half_closed:
+            self.close("eof")
+        elif self._transport is not None:
+            waiting = self._transport.get_write_buffer_size() > 0
+            if waiting and now - self.stalled_at < self.table.stall_timeout:
+                self.table.wheel.start(self, now + LINGER_S)
+            else:
+                self._transport.abort()
 
     def fail(self, reason: str) -> None:
         if not self.closed:
