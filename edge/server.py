@@ -33,6 +33,7 @@ from edge.eventlog import EventLog
 from edge.events import EventBus
 from edge.interfaces import local_addresses
 from edge.listener import TcpListener
+from edge.memory import release_unused
 from edge.metrics import EdgeCollector, LoopLag, build_registry, expose
 from edge.msrp.handler import MsrpHandler
 from edge.msrp.relay import Relay, RelaySettings
@@ -56,7 +57,8 @@ from edge.wiring import build_datagram_handler, build_rules
 log = logging.getLogger("edge.server")
 
 _TICK_S = 0.05
-_CERTIFICATE_CHECK_S = 30.0
+_HOUSEKEEPING_S = 5.0
+_MANY_ENDS = 500  # connections that ended since memory was given back the last time
 _TOKEN_KEY_NAME = "outbound.token_key"
 _GC_THRESHOLDS = (50_000, 20, 50)  # what a message leaves behind is freed by counting, not by the collector
 
@@ -76,6 +78,7 @@ class Server:
         self._listening = False
         self._ticker: asyncio.TimerHandle | None = None
         self._reach: SipReach | None = None
+        self._ends_seen = 0
 
     # -- start
 
@@ -110,7 +113,7 @@ class Server:
             alive, dead = self._sip.keeper.restore(self._sip.location)
             log.info("bindings restored alive=%d dead=%d", alive, dead)
         await self._start_admin()
-        self._loop.call_later(_CERTIFICATE_CHECK_S, self._check_certificate)
+        self._housekeeping = self._loop.call_later(_HOUSEKEEPING_S, self._keep_house)
         self._listening = True
 
     def _open_storage(self) -> Storage:
@@ -286,10 +289,14 @@ class Server:
         if transactions.lingering:
             self._wake()
 
-    def _check_certificate(self) -> None:
+    def _keep_house(self) -> None:
+        """Look every few seconds at what nobody tells us about: certificate files, memory that is not used any more."""
         self._tls.reload_if_changed()
-        if not self._stop.is_set():
-            self._loop.call_later(_CERTIFICATE_CHECK_S, self._check_certificate)
+        ends = self.table.ends
+        if ends - self._ends_seen >= _MANY_ENDS:
+            self._ends_seen = ends
+            self._loop.run_in_executor(None, release_unused)
+        self._housekeeping = self._loop.call_later(_HOUSEKEEPING_S, self._keep_house)
 
     # -- admin
 
@@ -377,6 +384,7 @@ class Server:
         for port in self._ports:
             port.close()
         self._lag.stop()
+        self._housekeeping.cancel()
         self.table.stop()
         if self._ticker is not None:
             self._ticker.cancel()
