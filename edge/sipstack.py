@@ -15,6 +15,7 @@ from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
 from edge.sip.access import Access
 from edge.sip.addresses import Addresses
+from edge.sip.answers import ToTags
 from edge.sip.core import Reach, SipCore
 from edge.sip.framing import SipFraming
 from edge.sip.keeper import BindingKeeper
@@ -77,7 +78,8 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         clock=world.clock,
         publish=world.bus.publish,
     )
-    registration = _build_registration(settings, world, addresses, location, access, uris, keeper)
+    tags = ToTags(world.random(16))
+    registration = _build_registration(settings, world, addresses, location, access, uris, keeper, tags)
     targets = TargetFinder(
         addresses,
         location,
@@ -101,6 +103,7 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         random=world.random,
         uris=uris,
         soon=world.soon,
+        tags=tags,
         max_transactions=settings.limits.transactions,
     )
     framing = SipFraming(core, world.wheel, settings.limits.message_timeout)
@@ -115,6 +118,7 @@ def _build_registration(
     access: Access,
     uris: UriCache,
     keeper: BindingKeeper | None,
+    tags: ToTags,
 ) -> Registration:
     sip = settings.sip
     bounds = RegistrarSettings(
@@ -139,6 +143,7 @@ def _build_registration(
         wall_clock=time.time,
         publish=world.bus.publish,
         random=world.random,
+        tag_for=tags,
     )
 
 

@@ -26,6 +26,7 @@ REASONS: dict[int, str] = {
 }  # fmt: skip
 
 NO_CONTENT = b"Content-Length: 0"
+_TAG_MASK = (1 << 64) - 1
 
 
 @lru_cache(maxsize=256)
@@ -44,6 +45,19 @@ def options_headers() -> tuple[bytes, ...]:
     message.headers.set("Accept-Language", "en")
     message.supported = ["path", "outbound"]
     return tuple(bytes(message).strip().split(b"\r\n")[1:])
+
+
+class ToTags:
+    """Makes To tags for our own answers: the same for a repeat of a request, unguessable otherwise (a keyed SipHash)."""
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def __call__(self, message: Message) -> bytes:
+        """Return the tag for answers to `message`, whose Via has been read."""
+        return b"%016x" % (hash((self._secret, message.via.branch, message.texts[h.CALL_ID])) & _TAG_MASK)
 
 
 def build_answer(

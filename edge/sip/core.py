@@ -24,7 +24,7 @@ from edge.outbound.flows import FlowTable
 from edge.sip import headers as h
 from edge.sip.access import Access, Pending
 from edge.sip.addresses import Addresses
-from edge.sip.answers import build_answer, build_trying, options_headers
+from edge.sip.answers import ToTags, build_answer, build_trying, options_headers, start_line
 from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
 from edge.sip.location import Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
@@ -35,8 +35,6 @@ from edge.sip.stats import SipStats
 from edge.sip.targets import TargetFinder
 from edge.sip.transaction import State, Transactions
 from edge.sip.uri import SipUri, UriCache, parse_uri
-
-_TAG_MASK = (1 << 64) - 1
 
 
 class Reach(Protocol):
@@ -74,6 +72,7 @@ class SipCore:
         random: Callable[[int], bytes],
         uris: UriCache,
         soon: Callable[[Callable[[], None]], object],
+        tags: ToTags,
         max_transactions: int = 100000,
     ) -> None:
         self.addresses = addresses
@@ -93,7 +92,7 @@ class SipCore:
         self._uris = uris
         self._vias = h.ViaCache()
         self._max_transactions = max_transactions
-        self._secret = random(16)
+        self._tags = tags
         self._lost: set[int] = set()
 
     # -- in
@@ -102,6 +101,8 @@ class SipCore:
         """Take one whole message from a connection; False when it was malformed."""
         if message.status:
             return self._receive_response(message, now)
+        if message.method == b"REGISTER" and message.error is None and self._receive_refresh(connection, message, now):
+            return True
         try:
             check_request(message, self.limits, self._vias.parse)
         except RemoteError as error:
@@ -114,6 +115,37 @@ class SipCore:
             self._receive_request(connection, message, now)
         except RemoteError as error:
             self._refuse(connection, message, error, now)
+        return True
+
+    def _receive_refresh(self, connection: Connection, message: Message, now: float) -> bool:
+        """Take a REGISTER that is the one before once more; False when it is not, or cannot be told yet."""
+        refresh = self.registration.refreshes.find(connection, message)
+        if refresh is None or self.draining or len(self.location.bindings(refresh.binding.aor)) != 1:
+            return False
+        text = message.texts[h.VIA].strip(b" \t")
+        if b"," in text:
+            return False
+        try:
+            via = message.via = self._vias.parse(text)
+        except RemoteError:
+            return False
+        refusal = self.access.check(connection, message, refresh.binding.aor, False, now) if self.access.enabled else None
+        if isinstance(refusal, Pending):
+            return False
+        self.stats.count_request(b"REGISTER")
+        fix_top_via(message, connection.remote)
+        if refusal is not None:
+            data = refresh.write(start_line(refusal[0]), message, refusal[1])
+            self.stats.answers[4] += 1
+        else:
+            refresh.renew(message.cseq, now)
+            data = refresh.write_ok(message, self.registration.date_line())
+            self.stats.answers[2] += 1
+        if connection.transport is Transport.UDP:
+            if refusal is None:
+                self.transactions.remember_final(via.branch + via.key + b"REGISTER", data, now)
+            connection = self._reply_connection(connection, message)
+        connection.send(data)
         return True
 
     def _receive_response(self, message: Message, now: float) -> bool:
@@ -225,6 +257,9 @@ class SipCore:
     def _receive_ack(self, connection: Connection, message: Message, now: float) -> None:
         server = self.transactions.servers.get(server_key(message, b"INVITE"))
         if server is not None and server.receive_ack(now):
+            return
+        if server is None and message.to_tag == self.tag_for(message):
+            self.stats.reject("ack_absorbed")  # for an answer of ours that left no state, such as a 407
             return
         routes = read_routes(message, self.addresses.own, self._uris)
         target = self.targets.for_ack(connection, message, routes, now)
@@ -397,8 +432,8 @@ class SipCore:
         self.stats.answers[status // 100] += 1
 
     def tag_for(self, message: Message) -> bytes:
-        """Return the To tag for our own answer: the same for a repeat, unguessable otherwise (a keyed SipHash)."""
-        return b"%016x" % (hash((self._secret, message.via.branch, message.texts[h.CALL_ID])) & _TAG_MASK)
+        """Return the To tag for our own answer."""
+        return self._tags(message)
 
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """A connection is gone: its flow has failed, its bindings go, what had no answer on it yet fails."""

@@ -15,20 +15,20 @@ from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.events import Event, RegistrationChanged
 from edge.outbound.flows import FlowTable
-from edge.outbound.flows import Registration as FlowRegistration
 from edge.sip import headers as h
 from edge.sip.access import Access, Pending
 from edge.sip.addresses import Addresses
 from edge.sip.grammar import split_list
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message
+from edge.sip.refresh import Refresh, Refreshes
 from edge.sip.registrar import Hop, Plan, Registrar, contact_line
+from edge.sip.stamping import ROUTE_TRANSPORT
 from edge.sip.uri import UriCache
 
 KNOWN_OPTIONS = frozenset((b"path", b"outbound", b"gruu"))
 _SUPPORTED = b"Supported: path, outbound"
 _REQUIRE = b"Require: outbound"
-_REFRESHES = 4096
 
 Answer = Callable[..., None]
 Stored = Callable[[Exception | None], None]
@@ -61,6 +61,7 @@ class Registration:
         wall_clock: Callable[[], float],
         publish: Callable[[Event], None],
         random: Callable[[int], bytes],
+        tag_for: Callable[[Message], bytes],
     ) -> None:
         self._addresses = addresses
         self._location = location
@@ -78,10 +79,11 @@ class Registration:
         self._wall_clock = wall_clock
         self._publish = publish
         self._random = random
+        self._tag_for = tag_for
         self._busy: dict[bytes, deque[Callable[[], None]]] = {}
         self._options: dict[bytes, frozenset[bytes]] = {}
         self._aors: dict[bytes, bytes] = {}
-        self._refreshes: dict[bytes, _Refresh] = {}
+        self.refreshes = Refreshes()
         self._date = (0, b"")
         location.on_expired = lambda binding: self._gone(binding, "expired")
         location.on_lost = lambda binding: self._gone(binding, "connection_lost")
@@ -162,11 +164,6 @@ class Registration:
         if self._keeper is not None:
             self._in_turn(aor, lambda: self._store(connection, message, aor, answer, self._clock()))
             return
-        refresh = self._refreshes.get(aor)
-        if refresh is not None and refresh.repeats(connection, message):
-            refresh.renew(message.cseq, now)
-            answer(connection, message, 200, (refresh.lines, self._date_line()), now)
-            return
         supported = self.options(message, h.SUPPORTED)
         try:
             hop = self._hop(connection, message)
@@ -176,25 +173,22 @@ class Registration:
             return
         self._apply(plan, hop, now)
         lines = self._headers(plan, hop, supported, now)
-        self._remember_refresh(aor, connection, message, plan, lines)
+        self._remember(connection, message, plan, lines)
         answer(connection, message, 200, lines, now)
 
-    def _remember_refresh(
-        self, aor: bytes, connection: Connection, message: Message, plan: Plan, lines: Sequence[bytes]
-    ) -> None:
+    def _remember(self, connection: Connection, message: Message, plan: Plan, lines: Sequence[bytes]) -> None:
         """Remember a registration whose refresh will look the same: one direct contact, alone for its AOR."""
-        bindings = self._location.bindings(aor)
+        bindings = self._location.bindings(plan.aor)
+        self.refreshes.forget(connection)
         if message.repeats or len(bindings) != 1 or len(plan.put) != 1 or plan.remove:
-            self._refreshes.pop(aor, None)
             return
-        binding = bindings[0]
-        flow = binding.connection
-        if flow is None or flow is not connection or b"," in message.texts[h.VIA]:
+        binding, granted = bindings[0], plan.put[0][2]
+        if binding.connection is not connection or b"," in message.texts[h.VIA]:
             return
-        registration = self._flows.register(flow, aor, binding.instance, binding.reg_id, 0, self._clock())
-        if len(self._refreshes) >= _REFRESHES:
-            self._refreshes.clear()
-        self._refreshes[aor] = _Refresh(binding, message, plan.put[0][2], registration, b"\r\n".join(lines[:-1]))
+        key = binding.aor, binding.instance, binding.reg_id
+        registration = self._flows.register(connection, *key, granted, self._clock())
+        refresh = Refresh(binding, registration, message, granted, self._tag_for(message), lines[:-1])
+        self.refreshes.remember(connection, refresh)
 
     def _refuse(self, connection: Connection, message: Message, answer: Answer, error: RemoteError, now: float) -> None:
         extra: tuple[bytes, ...] = ()
@@ -316,18 +310,17 @@ class Registration:
         lines.append(_SUPPORTED)
         if plan.outbound:
             lines.append(_REQUIRE if hop.connection is None else self._require_and_timer)
-        lines.append(self._date_line())
+        lines.append(self.date_line())
         return lines
 
     def _own_path(self, connection: Connection) -> bytes:
         """Write the Path value of a direct client, so that it may see that we keep flows (OB-SGL-03)."""
-        transport = b"" if connection.transport is Transport.UDP else b";transport=tcp"
-        if connection.transport.websocket:
-            transport = b";transport=ws"
+        transport = ROUTE_TRANSPORT[connection.transport]
         token, host = self._flows.token_of(connection), self._addresses.facing(connection)
         return b"Path: <sip:%b@%b%b;lr;ob>" % (token, host, transport)
 
-    def _date_line(self) -> bytes:
+    def date_line(self) -> bytes:
+        """Return the Date line of this second."""
         second = int(self._wall_clock())
         if second != self._date[0]:
             self._date = (second, b"Date: " + formatdate(second, usegmt=True).encode("ascii"))
@@ -347,46 +340,6 @@ class Registration:
         aor = binding.aor.decode("utf-8", "backslashreplace")
         contact = binding.contact.decode("utf-8", "backslashreplace")
         self._publish(RegistrationChanged(aor, contact, change, expires))
-
-
-class _Refresh:
-    """A registration as it was granted last, so that its refresh is a comparison (most REGISTERs are refreshes)."""
-
-    __slots__ = ("_binding", "_granted", "_key", "_registration", "lines")
-
-    def __init__(
-        self, binding: Binding, message: Message, granted: int, registration: FlowRegistration, lines: bytes
-    ) -> None:
-        self._binding = binding
-        self._granted = granted
-        self._key = _refresh_key(message)
-        self._registration = registration
-        self.lines = lines  # of the 200, without Date
-
-    def repeats(self, connection: Connection, message: Message) -> bool:
-        """Whether a request asks for the very same again, later, over the same flow."""
-        binding = self._binding
-        return (
-            binding.connection is connection
-            and message.cseq > binding.cseq
-            and not message.repeats
-            and not message.first[h.REQUIRE]
-            and not message.first[h.PATH]
-            and _refresh_key(message) == self._key
-            and b"," not in message.texts[h.VIA]
-        )
-
-    def renew(self, cseq: int, now: float) -> None:
-        """Renew the binding; its timers find out by themselves."""
-        binding = self._binding
-        binding.cseq = cseq
-        binding.refreshed_at = now
-        binding.expires_at = self._registration.expires_at = now + self._granted
-
-
-def _refresh_key(message: Message) -> tuple[bytes, bytes, bytes, bytes, bytes]:
-    texts = message.texts
-    return texts[h.CONTACT], texts[h.EXPIRES], texts[h.SUPPORTED], texts[h.CALL_ID], texts[h.USER_AGENT]
 
 
 def _renew(old: Binding, new: Binding) -> Binding:

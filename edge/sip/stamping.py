@@ -14,7 +14,15 @@ from edge.sip.addresses import Addresses
 from edge.sip.forward import loop_mark
 from edge.sip.message import Message
 
-_ROUTE_TRANSPORT = {Transport.UDP: b"", Transport.TCP: b";transport=tcp", Transport.TLS: b";transport=tcp"}
+# transport=tls was deprecated by RFC 3261 §26.2.2; with transport=tcp a phone leaves its TLS connection for plain TCP
+# (baresip 1.0.0), with sips it would have to change its Contact, so TLS is named as everybody names it.
+ROUTE_TRANSPORT = {
+    Transport.UDP: b"",
+    Transport.TCP: b";transport=tcp",
+    Transport.TLS: b";transport=tls",
+    Transport.WS: b";transport=ws",
+    Transport.WSS: b";transport=ws",
+}
 _DIALOG_FORMING = frozenset((b"INVITE", b"SUBSCRIBE", b"REFER", b"NOTIFY"))
 _REFRESHING = frozenset((b"INVITE", b"UPDATE", b"SUBSCRIBE", b"NOTIFY", b"REFER"))
 _NOT_RECORDED = frozenset(
@@ -112,5 +120,5 @@ class Stamper:
         user = token + b"@" if token else b""
         if secure:
             return b"<sips:%b%b;lr>" % (user, self._addresses.facing(connection))
-        transport = _ROUTE_TRANSPORT.get(connection.transport, b";transport=ws")
+        transport = ROUTE_TRANSPORT[connection.transport]
         return b"<sip:%b%b%b;lr>" % (user, self._addresses.facing(connection), transport)
