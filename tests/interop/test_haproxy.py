@@ -52,6 +52,7 @@ def remotes(server: EdgeServer) -> set[str]:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
+@pytest.mark.requirement("OB-PRX-06")
 async def test_clients_behind_haproxy_register_and_call_and_are_seen_with_their_own_address(
     edge: Callable[..., EdgeServer], start: StartProgram, tmp_path: Path, transport: str
 ) -> None:

@@ -15,6 +15,7 @@ from tests.interop.capture import LARGEST_FRAME, Capture, WireFrame, check_msrp,
 from tests.interop.conftest import StartProgram
 from tests.interop.programs import needs
 from tests.ua.msrp import HashSink, MsrpEndpoint
+from tests.ua.msrp_frame import Frame
 
 pytestmark = [pytest.mark.interop, needs("dumpcap", "tshark")]
 
@@ -65,15 +66,23 @@ async def send_file(
     assert (await sender.next_report()).get("Byte-Range") == f"1-{FILE_OCTETS}/{FILE_OCTETS}"
 
 
-def dissected(capture: Capture, port: int, directory: Path) -> list[WireFrame]:
-    """Have tshark look at every frame that fits into a packet, and return those that came from `port`."""
+def dissected(capture: Capture, directory: Path) -> list[WireFrame]:
+    """Have tshark look at every frame that fits into a packet, and return all of them."""
     frames = [frame for stream, data in read_streams(capture.stop()).items() for frame in cut_frames(stream, data)]
     capture.path.unlink()
     check_msrp([frame for frame in frames if len(frame.raw) <= LARGEST_FRAME], directory / "frames.pcap")
     (directory / "frames.pcap").unlink()
-    ours = [frame for frame in frames if frame.stream[0] == port]
-    assert all(len(frame.raw) <= LARGEST_FRAME for frame in ours)
-    return ours
+    return frames
+
+
+def sends(frames: list[WireFrame]) -> list[int]:
+    """The sizes of the SENDs among these."""
+    return [len(frame.raw) for frame in frames if frame.what == "SEND"]
+
+
+def relays_of(frame: Frame) -> list[int]:
+    """The ports of the relays a frame has passed, the nearest first."""
+    return [int(uri.split(":")[2].split("/")[0]) for uri in frame.from_path[:-1]]
 
 
 async def test_chat_and_files_both_ways_between_two_clients_of_the_relay(
@@ -85,13 +94,12 @@ async def test_chat_and_files_both_ways_between_two_clients_of_the_relay(
         await alice.auth()
         await bob.auth()
         await chat(alice, bob)
-        await send_file(
-            alice, bob, text_file(), "text/plain", chunk_size=None
-        )  # one chunk of 10 MiB, which the relay cuts
+        # One chunk of 10 MiB, which the relay cuts; then one of 20,000 octets after the other.
+        await send_file(alice, bob, text_file(), "text/plain", chunk_size=None)
         await send_file(bob, alice, binary_file(), "application/octet-stream", chunk_size=20_000)
-    ours = await asyncio.to_thread(dissected, wire, server.port, tmp_path)
-    octets = sum(len(frame.raw) for frame in ours if frame.what == "SEND")
-    assert 2 * FILE_OCTETS < octets < 2.1 * FILE_OCTETS
+    ours = [f for f in await asyncio.to_thread(dissected, wire, tmp_path) if f.stream[0] == server.port]
+    assert 2 * FILE_OCTETS < sum(sends(ours)) < 2.1 * FILE_OCTETS
+    assert max(sends(ours)) < 33_500
     assert {frame.what for frame in ours} == {"200", "401", "SEND", "REPORT"}
 
 
@@ -109,10 +117,12 @@ async def test_chat_and_files_both_ways_with_kamailio_as_the_second_relay(
         await chat(alice, bob)
         await send_file(alice, bob, binary_file(), "application/octet-stream", chunk_size=None)
         await send_file(bob, alice, text_file(), "text/plain", chunk_size=8000)
-        assert all(message.startswith("msrp") for message in alice.use_path + bob.use_path)
-    ours = await asyncio.to_thread(dissected, wire, server.port, tmp_path)
-    to_kamailio = [frame for frame in ours if frame.what == "SEND" and frame.stream[1] == kamailio]
-    assert sum(len(frame.raw) for frame in to_kamailio) > FILE_OCTETS or not to_kamailio
+        assert {tuple(relays_of(frame)) for frame in bob.received("SEND")} == {(kamailio, server.port)}
+        assert {tuple(relays_of(frame)) for frame in alice.received("SEND")} == {(server.port, kamailio)}
+    frames = await asyncio.to_thread(dissected, wire, tmp_path)
+    to_kamailio = sends([f for f in frames if f.stream[1] == kamailio])
+    assert sum(to_kamailio) > 2 * FILE_OCTETS  # one file from the server, the other from Bob
+    assert max(to_kamailio) < 10_000
 
 
 def start_kamailio(start: StartProgram, directory: Path, edge_port: int) -> int:
