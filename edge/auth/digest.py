@@ -93,6 +93,9 @@ _FIELDS = frozenset(
 )
 
 
+_PLAIN_FIELDS = _FIELDS - {b"username*"}
+
+
 def parse_credentials(value: bytes) -> Credentials | None:
     """Read an Authorization or Proxy-Authorization value (RFC 7616 §3.4); None when its scheme is not Digest.
 
@@ -106,9 +109,13 @@ def parse_credentials(value: bytes) -> Credentials | None:
     scheme, start = split_scheme(value)
     if scheme != b"digest":
         return None
-    found: dict[bytes, bytes] = {}
+    parameters = read_parameters(value, start)
+    found = {name: quoted or bare for name, quoted, bare, _ in parameters}
+    if len(found) == len(parameters) and _PLAIN_FIELDS.issuperset(found):
+        return Credentials(found, uri_quoted=b'uri="' in value or b"uri" not in found)
+    found = {}
     uri_quoted = True
-    for name, quoted, bare, _ in read_parameters(value, start):
+    for name, quoted, bare, _ in parameters:
         name = name.lower()
         if name in _FIELDS:
             if name in found:

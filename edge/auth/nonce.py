@@ -79,6 +79,7 @@ class Nonces:
         "_keyed",
         "_lifetime_ms",
         "_random",
+        "_oldest_until_ms",
         "_remembered",
         "_watermark",
         "algorithms",
@@ -108,6 +109,7 @@ class Nonces:
         self._remembered = remembered
         self._counts: OrderedDict[bytes, int] = OrderedDict()
         self._watermark = -1
+        self._oldest_until_ms = -1  # when the oldest entry expires
 
     def issue(self, now: float) -> bytes:
         """Return a fresh nonce."""
@@ -153,13 +155,17 @@ class Nonces:
 
     def _make_room(self, now_ms: int) -> None:
         """Forget up to two expired entries, so that they leave faster than new ones come; at the bound, the oldest."""
-        for _ in range(2):
-            if not self._counts or _issued_ms(next(iter(self._counts))) + self._lifetime_ms >= now_ms:
-                break
-            self._counts.popitem(last=False)
+        if now_ms > self._oldest_until_ms:
+            for _ in range(2):
+                if not self._counts or _issued_ms(next(iter(self._counts))) + self._lifetime_ms >= now_ms:
+                    break
+                self._counts.popitem(last=False)
+            oldest = next(iter(self._counts), None)
+            self._oldest_until_ms = now_ms if oldest is None else _issued_ms(oldest) + self._lifetime_ms
         if len(self._counts) >= self._remembered:
             oldest, _ = self._counts.popitem(last=False)
             self._watermark = max(self._watermark, _issued_ms(oldest))
+            self._oldest_until_ms = -1
 
     def _seal(self, text: bytes) -> bytes:
         keyed = self._keyed.copy()

@@ -77,22 +77,35 @@ class Access:
         """Return the AOR a request claims to come from: what must be proven."""
         return self._addresses.aor(self._uris.parse(message.address(h.FROM).uri))
 
-    def check(
+    def check_request(
         self, connection: Connection, message: Message, aor: bytes, proxy: bool, now: float
     ) -> Refusal | Pending | None:
-        """Judge the credentials of a request that acts for `aor`.
+        """Judge the credentials of a request that acts for `aor`; see `check`."""
+        rows = message.values(h.PROXY_AUTHORIZATION if proxy else h.AUTHORIZATION)
+        return self.check(connection, rows, message.method, message.uri, aor, proxy, now)
+
+    def check(
+        self,
+        connection: Connection,
+        rows: Sequence[bytes],
+        method: bytes,
+        uri: bytes,
+        aor: bytes,
+        proxy: bool,
+        now: float,
+    ) -> Refusal | Pending | None:
+        """Judge rows of credentials for a request that acts for `aor`.
 
         Returns None when they are good, the status and header lines of the refusal, or `Pending`: call `ask` with it.
         """
         domain = aor.rpartition(b"@")[2]
         authenticator = self._authenticators[domain]
-        rows = message.values(h.PROXY_AUTHORIZATION if proxy else h.AUTHORIZATION)
         if not rows:
             return _challenge(authenticator, proxy, False, now)
         if self._lockout.blocked(connection.source, b"", now):
             self._count("locked_out")
             return 403, ()
-        verdict = authenticator.verify_rows(rows, message.method, lambda uri: self._names_us(uri, message), now)
+        verdict = authenticator.verify_rows(rows, method, lambda named: named == uri or self._names_us(named), now)
         outcome = verdict.outcome
         if outcome is Outcome.GRANTED:
             return self._check_identity(connection, verdict, aor, domain)
@@ -132,10 +145,8 @@ class Access:
 
         self._users.fetch(verdict.username.decode(), pending.domain.decode("ascii"), done)
 
-    def _names_us(self, uri: bytes, message: Message) -> bool:
-        """Whether the digest URI is the Request-URI, or at least something we serve (SIP-AUT-11)."""
-        if uri == message.uri:
-            return True
+    def _names_us(self, uri: bytes) -> bool:
+        """Whether a digest URI other than the Request-URI at least names something we serve (SIP-AUT-11)."""
         try:
             return self._addresses.serves(parse_uri(uri))
         except RemoteError:

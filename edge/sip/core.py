@@ -26,7 +26,7 @@ from edge.sip.access import Access, Pending
 from edge.sip.addresses import Addresses
 from edge.sip.answers import ToTags, build_answer, build_trying, options_headers, start_line
 from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
-from edge.sip.location import Location
+from edge.sip.location import Binding, Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
 from edge.sip.proxy import Opener, ProxyContext, Reached, Target, cancel_key
 from edge.sip.registration import Registration
@@ -101,8 +101,6 @@ class SipCore:
         """Take one whole message from a connection; False when it was malformed."""
         if message.status:
             return self._receive_response(message, now)
-        if message.method == b"REGISTER" and message.error is None and self._receive_refresh(connection, message, now):
-            return True
         try:
             check_request(message, self.limits, self._vias.parse)
         except RemoteError as error:
@@ -117,36 +115,36 @@ class SipCore:
             self._refuse(connection, message, error, now)
         return True
 
-    def _receive_refresh(self, connection: Connection, message: Message, now: float) -> bool:
-        """Take a REGISTER that is the one before once more; False when it is not, or cannot be told yet."""
-        refresh = self.registration.refreshes.find(connection, message)
-        if refresh is None or self.draining or len(self.location.bindings(refresh.binding.aor)) != 1:
+    def receive_refresh(self, connection: Connection, data: bytes, now: float) -> bool:
+        """Take a REGISTER that is the one before once more; False when it has to be read like any other."""
+        refresh = self.registration.refreshes.find(connection)
+        repeat = refresh.recognise(connection, data) if refresh is not None else None
+        if refresh is None or repeat is None or self.draining or not self._is_alone(refresh.binding):
             return False
-        text = message.texts[h.VIA].strip(b" \t")
-        if b"," in text:
-            return False
-        try:
-            via = message.via = self._vias.parse(text)
-        except RemoteError:
-            return False
-        refusal = self.access.check(connection, message, refresh.binding.aor, False, now) if self.access.enabled else None
+        rows = () if repeat.authorization is None else (repeat.authorization,)
+        refusal = (
+            self.access.check(connection, rows, b"REGISTER", refresh.uri, refresh.binding.aor, False, now)
+            if self.access.enabled
+            else None
+        )
         if isinstance(refusal, Pending):
             return False
         self.stats.count_request(b"REGISTER")
-        fix_top_via(message, connection.remote)
-        if refusal is not None:
-            data = refresh.write(start_line(refusal[0]), message, refusal[1])
-            self.stats.answers[4] += 1
-        else:
-            refresh.renew(message.cseq, now)
-            data = refresh.write_ok(message, self.registration.date_line())
+        if refusal is None:
+            refresh.renew(repeat.cseq, now)
+            answer = refresh.write_ok(repeat, self.registration.date_line())
             self.stats.answers[2] += 1
-        if connection.transport is Transport.UDP:
-            if refusal is None:
-                self.transactions.remember_final(via.branch + via.key + b"REGISTER", data, now)
-            connection = self._reply_connection(connection, message)
-        connection.send(data)
+            if connection.transport is Transport.UDP:
+                self.transactions.remember_final(repeat.branch + refresh.key + b"REGISTER", answer, now)
+        else:
+            answer = refresh.write(start_line(refusal[0]), repeat, refusal[1])
+            self.stats.answers[4] += 1
+        connection.send(answer)
         return True
+
+    def _is_alone(self, binding: Binding) -> bool:
+        bindings = self.location.bindings(binding.aor)
+        return len(bindings) == 1 and bindings[0] is binding
 
     def _receive_response(self, message: Message, now: float) -> bool:
         try:
@@ -347,7 +345,7 @@ class SipCore:
             self.answer(connection, message, 404, (), now)
 
     def _authenticate(self, connection: Connection, message: Message, journey: _Journey, now: float) -> None:
-        outcome = self.access.check(connection, message, self.access.sender(message), True, now)
+        outcome = self.access.check_request(connection, message, self.access.sender(message), True, now)
         if outcome is None:
             self._route(connection, message, journey, now)
         elif isinstance(outcome, Pending):
@@ -360,7 +358,7 @@ class SipCore:
 
         def again(now: float) -> None:
             try:
-                outcome = self.access.check(connection, message, self.access.sender(message), True, now)
+                outcome = self.access.check_request(connection, message, self.access.sender(message), True, now)
                 if outcome is None:
                     self._route(connection, message, journey, now)
                 elif isinstance(outcome, Pending):

@@ -19,6 +19,7 @@ from edge.sip.message import Message, MessageLimits, frame_datagram, read_conten
 from edge.timers import Timed, TimerWheel
 
 _EMPTY_LINE = b"\r\n\r\n"
+_REGISTER = b"REGISTER "
 _BAD_IN_A_ROW = 20
 _BOUNDS_LOST = frozenset(("control", "header_block", "header_line", "header_lines"))
 
@@ -30,6 +31,10 @@ class Receiver(Protocol):
 
     def receive_message(self, connection: Connection, message: Message, now: float) -> bool:
         """Take a message; False when it was malformed."""
+        ...
+
+    def receive_refresh(self, connection: Connection, data: bytes, now: float) -> bool:
+        """Take a REGISTER that was seen before, but for what varies; False when it is to be read."""
         ...
 
     def refuse_unframed(self, connection: Connection, message: Message | None, error: RemoteError) -> None:
@@ -62,6 +67,9 @@ class SipStream(Timed):
             return
         if self._buffer:
             data = self._buffer + data
+        elif data[:9] == _REGISTER and self._message is None:
+            if self._shared.receiver.receive_refresh(connection, data, now):
+                return
         position = 0
         end = len(data)
         while position < end:
@@ -231,6 +239,8 @@ class SipFraming:
     def receive_datagram(self, connection: Connection, data: bytes, now: float) -> None:
         """Take one datagram that looks like SIP."""
         receiver = self.receiver
+        if data[:9] == _REGISTER and receiver.receive_refresh(connection, data, now):
+            return
         try:
             message = frame_datagram(data, receiver.limits)
         except RemoteError as error:

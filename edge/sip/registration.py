@@ -108,7 +108,7 @@ class Registration:
         self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float, *, ask: bool
     ) -> bool:
         """Check the credentials; False when the request was refused, or goes on once the user store has answered."""
-        outcome = self._access.check(connection, message, aor, False, now)
+        outcome = self._access.check_request(connection, message, aor, False, now)
         if outcome is None:
             return True
         if not isinstance(outcome, Pending):
@@ -183,12 +183,15 @@ class Registration:
         if message.repeats or len(bindings) != 1 or len(plan.put) != 1 or plan.remove:
             return
         binding, granted = bindings[0], plan.put[0][2]
-        if binding.connection is not connection or b"," in message.texts[h.VIA]:
+        via = message.via
+        direct = connection.transport is not Transport.UDP or via.rport is not None or via.port == connection.remote[1]
+        if binding.connection is not connection or message.body or not direct or b"," in message.texts[h.VIA]:
             return
         key = binding.aor, binding.instance, binding.reg_id
         registration = self._flows.register(connection, *key, granted, self._clock())
-        refresh = Refresh(binding, registration, message, granted, self._tag_for(message), lines[:-1])
-        self.refreshes.remember(connection, refresh)
+        refresh = Refresh(binding, registration, message, granted)
+        if refresh.take_apart(message, self._tag_for(message), lines[:-1]):
+            self.refreshes.remember(connection, refresh)
 
     def _refuse(self, connection: Connection, message: Message, answer: Answer, error: RemoteError, now: float) -> None:
         extra: tuple[bytes, ...] = ()
