@@ -251,15 +251,28 @@ class ConnectionTable:
 
     # -- coming and going
 
-    def admit(self, source: str) -> str:
-        """Count a new stream from `source`; returns "" or why it is refused. Pair with `dismiss`."""
+    def admit(self, source: str, *, limited: bool = True) -> str:
+        """Count a new stream from `source`; returns "" or why it is refused. Pair with `dismiss`.
+
+        A balancer's streams are not `limited`: whose they are is known, and counted, later (`move`).
+        """
         if self.streams + self.pending >= self._limits.connections:
             return "connection_limit"
-        held = self._per_source.get(source, 0)
-        if held >= self._limits.connections_per_source and not self._trusted(source):
+        if limited and not self._has_room(source):
             return "source_limit"
-        self._per_source[source] = held + 1
+        self._per_source[source] = self._per_source.get(source, 0) + 1
         return ""
+
+    def move(self, balancer: str, source: str) -> str:
+        """A stream that was counted for a balancer is one of `source`; returns "" or why it is refused."""
+        if not self._has_room(source):
+            return "source_limit"
+        self._per_source[source] = self._per_source.get(source, 0) + 1
+        self.dismiss(balancer)
+        return ""
+
+    def _has_room(self, source: str) -> bool:
+        return self._per_source.get(source, 0) < self._limits.connections_per_source or self._trusted(source)
 
     def dismiss(self, source: str) -> None:
         """Take one `admit` back."""

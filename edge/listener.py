@@ -113,7 +113,7 @@ class TcpListener:
         loop.call_later(_ACCEPT_PAUSE_S, resume)
 
     def _receive(self, sock: socket.socket, remote: Address) -> None:
-        refusal = self.table.admit(remote[0])
+        refusal = self.table.admit(remote[0], limited=not self.rules.is_proxy(remote[0]))
         if refusal:
             self.table.refuse(remote[0], refusal)
             _reset(sock)
@@ -221,10 +221,15 @@ class Arrival(Timed):
             if not data:
                 self.drop("")
                 return False
-        if proxy.result.source is not None:
-            self._remote = proxy.result.source
         self._proxy = None
         table = self._listener.table
+        if proxy.result.source is not None:
+            self._remote = proxy.result.source
+            refusal = table.move(self._source, self._remote[0])
+            if refusal:
+                self.drop(refusal)
+                return False
+            self._source = self._remote[0]
         table.wheel.start(self, table.now() + self._listener.rules.first_message_timeout)
         return True
 
@@ -259,7 +264,7 @@ class Arrival(Timed):
         table = self._listener.table
         table.dismiss(self._source)
         if reason:
-            table.refuse(self._source, reason)
+            table.refuse(self._remote[0], reason)
         self._socket.close()
 
     def handle_timer(self, now: float) -> None:
