@@ -57,7 +57,7 @@ from edge.wiring import build_datagram_handler, build_rules
 log = logging.getLogger("edge.server")
 
 _TICK_S = 0.05
-_HOUSEKEEPING_S = 5.0
+_HOUSEKEEPING_S = 2.0
 _MANY_ENDS = 500  # connections that ended since memory was given back the last time
 _TOKEN_KEY_NAME = "outbound.token_key"
 _GC_THRESHOLDS = (50_000, 20, 50)  # what a message leaves behind is freed by counting, not by the collector
