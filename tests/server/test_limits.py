@@ -111,14 +111,14 @@ async def test_a_receiver_who_stalls_fails_and_its_sender_was_slowed_down(edge_s
         bob.pause_reading()
         before = resident(server)
         path = [*alice.use_path, *bob.path]
-        sending = asyncio.ensure_future(alice.send(path, (b"x" * 65536 for _ in range(1600)), seconds=60))
+        transfers = [asyncio.create_task(alice.send(path, (b"x" * 65536 for _ in range(1600)), seconds=60))]
         while server.metrics().value("edge_connections_failed_total", reason="stalled") == 0:
             assert (await carol.send([*carol.use_path, *dave.path], b"meanwhile")).ok
             assert resident(server) - before < 24 << 20  # of 100 MiB that want to get through
             await asyncio.sleep(0.1)
         bob.resume_reading()
         await bob.wait_closed()
-        (outcome,) = await asyncio.gather(sending, return_exceptions=True)
+        (outcome,) = await asyncio.gather(*transfers, return_exceptions=True)
         assert isinstance(outcome, Exception) or not outcome.ok
         again = await alice.send(path, b"gone")
         assert not again.ok
