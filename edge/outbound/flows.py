@@ -29,6 +29,7 @@ from edge.outbound.token import FlowId, TokenFault, TokenKeys, pack_address
 from edge.timers import Timed, TimerWheel
 
 _POLL_S = 2.0  # how soon after its first octet a silent flow is told to have recovered
+_REMEMBERED = 8192
 _MAX_ELDERS = 16  # old tokens that still lead to one flow, for clients that reconnect all the time
 
 Key = tuple[bytes, bytes, int]
@@ -134,6 +135,7 @@ class FlowTable:
         self._index: dict[Key, Registration] = {}  # those with instance and reg-id, also of flows that have ended
         self._heirs: dict[int, int] = {}
         self._revived: set[int] = set()
+        self._made: dict[bytes, int] = {}  # some of our own tokens, so that routing by them needs no cipher
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -156,6 +158,9 @@ class FlowTable:
         token = connection.token
         if token is None:
             token = connection.token = self._keys.seal(self._identify(connection))
+            if len(self._made) >= _REMEMBERED:
+                self._made.clear()
+            self._made[token] = connection.id
         return token
 
     def _identify(self, connection: Connection) -> FlowId:
@@ -171,6 +176,11 @@ class FlowTable:
 
         `token` is the user part of a URI of ours, as it came.
         """
+        serial = self._made.get(token)
+        if serial is not None and serial not in self._heirs:  # one we made a moment ago: no need to open it
+            known = self._connections.get(serial)
+            if known is not None and known.token == token and self.state_of(known, now) is not FlowState.DEAD:
+                return known
         identity = self._keys.unseal(token)
         if isinstance(identity, TokenFault):
             return self._refuse(identity)

@@ -47,9 +47,11 @@ def read_routes(message: Message, own: frozenset[tuple[bytes, int]], uris: UriCa
     if not message.first[h.ROUTE]:
         return NO_ROUTES
     routes = Routes()
-    values = [item for value in message.values(h.ROUTE) for item in split_list(unfold(value))]
+    values = message.values(h.ROUTE)
+    if any(b"," in value or b"\r" in value for value in values):
+        values = [item for value in values for item in split_list(unfold(value))]
     for position, value in enumerate(values):
-        uri = uris.parse(h.parse_name_addr(value).uri)
+        uri = uris.parse_bracketed(value)
         if not is_own(uri, own):
             routes.next = uri
             routes.values = values[position:]
@@ -200,7 +202,7 @@ def strip_top_via(message: Message) -> bytes | None:
             rows[index] = b"Via: " + b", ".join(items[1:])
             return CRLF.join((*rows, b"", message.body))
     del rows[index]
-    if not message.repeats or len(message.indexes(h.VIA)) < 2:
+    if h.VIA not in [kind for kind, _ in message.repeats]:
         return None
     if not message.first[h.CONTENT_LENGTH]:
         rows.append(b"Content-Length: %d" % len(message.body))

@@ -166,11 +166,6 @@ class Branch:
         ClientTransaction(layer, cancel_key(client.branch), False, request, client.connection, _CANCEL_USER).start(now)
         client.restart_timer_c(now + TIMEOUT_S)
 
-    @property
-    def pending(self) -> bool:
-        """Whether a final answer is still to come."""
-        return self.client.state <= State.PROCEEDING
-
 
 def cancel_key(branch: bytes) -> bytes:
     """Return the key of the client transaction of a CANCEL: it shares the branch of its INVITE."""
@@ -340,7 +335,7 @@ class ProxyContext:
 
     def _conclude(self, now: float) -> None:
         """Answer with the best there is, when nothing is pending and no group is left."""
-        if self._reaching or any(branch.pending for branch in self.branches):
+        if self._reaching or self._is_pending():
             return
         if self._groups and not self.cancelled and not self.final_sent:
             self._start_groups(now)
@@ -349,6 +344,12 @@ class ProxyContext:
             self.final_sent = True
             self._send_best(now)
         self._settle()
+
+    def _is_pending(self) -> bool:
+        for branch in self.branches:  # noqa: SIM110 - no generator for what is nearly always one branch
+            if branch.client.state <= State.PROCEEDING:
+                return True
+        return False
 
     def _send_best(self, now: float) -> None:
         status, message = self._best or (408, None)
@@ -373,7 +374,7 @@ class ProxyContext:
 
     def _settle(self) -> None:
         """Drop what is no longer needed once a final answer has gone up; only late 2xx still pass."""
-        if self.final_sent and not any(branch.pending for branch in self.branches):
+        if self.final_sent and not self._is_pending():
             self._groups = []
             self._best = None
             if not self.server.invite:

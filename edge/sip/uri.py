@@ -9,6 +9,7 @@ from typing import Final
 
 from edge.errors import RemoteError
 from edge.sip.grammar import is_token, split_host_port, syntax_error, unescape
+from edge.sip.headers import parse_name_addr
 
 _MUST_AGREE: Final = frozenset((b"user", b"ttl", b"method", b"maddr", b"transport"))
 _USER_RESERVED: Final = b";?/:&=+$,@%"
@@ -180,8 +181,19 @@ class UriCache:
         uri = self._known.get(value)
         if uri is None:
             uri = parse_uri(value)
-            if len(value) <= 256:
-                if len(self._known) >= self._limit:
-                    self._known.clear()
-                self._known[value] = uri
+            self._keep(value, uri)
         return uri
+
+    def parse_bracketed(self, value: bytes) -> SipUri:
+        """Read the URI of one Route value, remembered with its brackets; 400 and 416 like `parse_name_addr`, `parse_uri`."""
+        uri = self._known.get(value)
+        if uri is None:
+            uri = parse_uri(parse_name_addr(value).uri)
+            self._keep(value, uri)
+        return uri
+
+    def _keep(self, value: bytes, uri: SipUri) -> None:
+        if len(value) <= 256:
+            if len(self._known) >= self._limit:
+                self._known.clear()
+            self._known[value] = uri
