@@ -51,6 +51,9 @@ class StreamConnection(Connection, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
+        if self.closed:  # given up while it was coming up
+            transport.abort()
+            return
         if self.verify_peer is not None and not self.verify_peer(transport.get_extra_info("ssl_object")):
             self.fail("tls")
             return
@@ -79,6 +82,7 @@ class StreamConnection(Connection, asyncio.Protocol):
             self.table.wheel.start(self, self.table.now() + _HALF_CLOSED_S)
         else:
             self._end = self._end or "eof"
+            self.flush()
         return keep
 
     def pause_writing(self) -> None:
