@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.connections import Connection, Transport
+from edge.connections import Transport
 from edge.dialer import Dialer
 from edge.events import ConnectionClosed, ConnectionFailed, ConnectionOpened
 from edge.stream import LINGER_S, StreamConnection
@@ -355,11 +355,29 @@ async def test_a_peer_who_never_answers_a_handshake_is_given_up(world: MakeWorld
         recorder = Recorder()
         dialer.connect(Transport.TLS, "127.0.0.1", silent.getsockname()[1], recorder)
         await eventually(lambda: recorder.lost == ["timed_out"])
-        # One that its user gives up while it is coming up never enters the table.
-        given_up = Recorder()
-        connection: Connection = dialer.connect(Transport.TLS, "127.0.0.1", silent.getsockname()[1], given_up)
-        await asyncio.sleep(0.05)
-        connection.close("unused")
-        assert given_up.lost == ["unused"]
         await dialer.close()
     assert here.table.connections == {}
+
+
+async def test_a_connection_given_up_while_it_comes_up_never_enters_the_table(world: MakeWorld, tmp_path: Path) -> None:
+    here = world()
+    authority = Authority(tmp_path)
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    listening.setblocking(False)
+    dialer = Dialer(here.table, authority.client_context)
+    recorder = Recorder()
+    connection = dialer.connect(Transport.TLS, "localhost", listening.getsockname()[1], recorder)
+    await eventually(lambda: connection.local[1])  # connected, and the ClientHello is on its way
+    connection.close("unused")
+    assert recorder.lost == ["unused"]
+    # Only now does the peer do its part of the handshake.
+    context = authority.server_context(authority.issue("peer", dns=["localhost"]))
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), sock=listening, ssl=context)
+    await eventually(lambda: not dialer._tasks, what="the end of the attempt")
+    server.close()
+    await dialer.close()
+    assert here.table.connections == {}
+    assert here.table.live == [0] * 5
+    assert recorder.calls == ["lost"]
