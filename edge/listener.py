@@ -127,12 +127,13 @@ class TcpListener:
 
     def open(self, sock: socket.socket, remote: Address, source: str, secure: bool) -> None:
         """Make a connection of an accepted socket; TLS first where `secure`."""
-        local = sock.getsockname()
+        name = sock.getsockname()
+        local = (name[0], name[1])
         connection = StreamConnection(
             self.table,
             Transport.TLS if secure else Transport.TCP,
             remote,
-            (local[0], local[1]),
+            self.address if local == self.address else local,  # shared: there may be ten thousands
             self,
             Sniffer(self),
         )

@@ -29,7 +29,7 @@ from edge.outbound.token import FlowId, TokenFault, TokenKeys, pack_address
 from edge.timers import Timed, TimerWheel
 
 _POLL_S = 2.0  # how soon after its first octet a silent flow is told to have recovered
-_REMEMBERED = 8192
+_REMEMBERED = 2048
 _MAX_ELDERS = 16  # old tokens that still lead to one flow, for clients that reconnect all the time
 
 Key = tuple[bytes, bytes, int]

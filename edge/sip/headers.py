@@ -208,7 +208,7 @@ class ViaCache:
 
     __slots__ = ("_known", "_limit")
 
-    def __init__(self, limit: int = 8192) -> None:
+    def __init__(self, limit: int = 1024) -> None:
         self._known: dict[bytes, tuple[bytes, bytes, int | None, bytes]] = {}
         self._limit = limit
 

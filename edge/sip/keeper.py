@@ -77,7 +77,7 @@ def _row(binding: Binding, offset: float) -> BindingRow:
 
 def _binding(row: BindingRow, offset: float) -> Binding:
     binding = Binding()
-    binding.aor, binding.key = row.aor.encode("latin-1"), row.key.encode("latin-1")
+    binding.aor = row.aor.encode("latin-1")
     binding.contact, binding.parameters = row.contact, row.params
     binding.path = tuple(row.path.split(b", ")) if row.path else ()
     binding.call_id, binding.cseq = row.call_id, row.cseq

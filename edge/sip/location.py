@@ -24,12 +24,11 @@ class Binding(Timed):
     """
 
     __slots__ = (
-        "aor", "call_id", "connection", "contact", "cseq", "expires_at", "flow", "instance", "key", "location",
+        "aor", "call_id", "connection", "contact", "cseq", "expires_at", "flow", "instance", "location",
         "parameters", "path", "q", "refreshed_at", "reg_id", "user_agent",
     )  # fmt: skip
 
     aor: bytes
-    key: bytes
     contact: bytes
     parameters: bytes
     call_id: bytes
@@ -54,6 +53,11 @@ class Binding(Timed):
             self.location.put(self, self.connection)
         else:
             self.location.expire(self)
+
+    @property
+    def key(self) -> bytes:
+        """What tells it from the other bindings of its AOR: instance and reg-id, or the contact (RFC 5626 §6)."""
+        return b"%b:%d" % (self.instance, self.reg_id) if self.reg_id else self.contact
 
     @property
     def reachable(self) -> bool:

@@ -19,7 +19,7 @@ from edge.sip.grammar import TOKEN_CHARS
 from edge.sip.location import Binding
 from edge.sip.message import Message
 
-_REMEMBERED = 4096
+_REMEMBERED = 2048
 _CRLF = b"\r\n"
 _LONGEST_BRANCH = 128
 _AUTHORIZATION = b"Authorization: "

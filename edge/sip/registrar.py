@@ -184,7 +184,7 @@ class Registrar:
             known = self._contacts.get(value)
             if known is None:
                 known = [self._read_contact(item) for item in split_list(unfold(value))]
-                if len(self._contacts) >= 8192:
+                if len(self._contacts) >= 1024:
                     self._contacts.clear()
                 self._contacts[value] = known
             contacts += known
@@ -231,7 +231,6 @@ def _build(aor: bytes, contact: Contact, outbound: bool, hop: Hop, now: float) -
     binding.q = contact.q
     binding.instance = contact.instance
     binding.reg_id = contact.reg_id if outbound else 0
-    binding.key = b"%s:%d" % (contact.instance, contact.reg_id) if outbound else contact.uri.raw
     binding.path = hop.path
     binding.flow = hop.flow
     binding.connection = None

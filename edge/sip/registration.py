@@ -146,7 +146,7 @@ class Registration:
             raise RemoteError(404, "aor")
         aor = self._addresses.aor(to)
         if len(text) <= 256:
-            if len(self._aors) >= 8192:
+            if len(self._aors) >= 1024:
                 self._aors.clear()
             self._aors[text] = aor
         return aor
@@ -177,10 +177,13 @@ class Registration:
         answer(connection, message, 200, lines, now)
 
     def _remember(self, connection: Connection, message: Message, plan: Plan, lines: Sequence[bytes]) -> None:
-        """Remember a registration whose refresh will look the same: one direct contact, alone for its AOR."""
+        """Remember a registration that has just been refreshed: its next refresh will look the same.
+
+        One direct contact, alone for its AOR.
+        """
         bindings = self._location.bindings(plan.aor)
         self.refreshes.forget(connection)
-        if message.repeats or len(bindings) != 1 or len(plan.put) != 1 or plan.remove:
+        if message.repeats or len(bindings) != 1 or len(plan.put) != 1 or plan.put[0][1] is None or plan.remove:
             return
         binding, granted = bindings[0], plan.put[0][2]
         via = message.via
@@ -347,7 +350,7 @@ class Registration:
 
 def _renew(old: Binding, new: Binding) -> Binding:
     """Carry a refresh over to the binding that is there, which keeps its place in the tables."""
-    old.contact, old.parameters, old.key = new.contact, new.parameters, new.key
+    old.contact, old.parameters = new.contact, new.parameters
     old.call_id, old.cseq, old.expires_at = new.call_id, new.cseq, new.expires_at
     old.q, old.path, old.flow, old.user_agent = new.q, new.path, new.flow, new.user_agent
     old.instance, old.reg_id, old.refreshed_at = new.instance, new.reg_id, new.refreshed_at

@@ -172,7 +172,7 @@ class UriCache:
 
     __slots__ = ("_known", "_limit")
 
-    def __init__(self, limit: int = 8192) -> None:
+    def __init__(self, limit: int = 1024) -> None:
         self._known: dict[bytes, SipUri] = {}
         self._limit = limit
 
