@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -13,9 +14,10 @@ import pytest
 from tests.conftest import EdgeServer
 from tests.server.agents import STREAMS, USERS, counted, msrp_client, open_config
 from tests.ua.certs import Authority, Certificate
+from tests.ua.digest import parse_parameters
 from tests.ua.hostile import HostileClient, octets, random_pieces
 from tests.ua.msrp import AuthFailed, HashSink, MsrpEndpoint, MsrpListener
-from tests.ua.msrp_frame import build
+from tests.ua.msrp_frame import Frame, build
 from tests.ua.wait import eventually
 
 MEBIBYTE = 1 << 20
@@ -56,7 +58,8 @@ async def test_auth_is_challenged_once_and_then_hands_out_a_uri(server: EdgeServ
         assert alice.expires == 600
         first, last = alice.received("")
         assert (first.status, last.status) == (401, 200)
-        assert last["Authentication-Info"].startswith(("qop=", "nextnonce=", "rspauth=", "cnonce="))
+        assert {"rspauth", "cnonce", "nc", "qop"} <= parse_parameters(last["Authentication-Info"]).keys()
+        assert (last["Use-Path"], last["Expires"]) == (uri, "600")
         assert uri.startswith(f"{'msrps' if transport in ('tls', 'wss') else 'msrp'}://127.0.0.1:{server.port}/")
         assert uri.endswith(";tcp")
         await alice.auth(900)
@@ -71,16 +74,28 @@ async def test_auth_is_refused_for_a_wrong_password_and_for_lifetimes_out_of_bou
                 await alice.auth(expires)
             assert failed.value.status == 423
             assert {name for name in ("Min-Expires", "Max-Expires") if failed.value.frame.get(name)} == {header}
+        for expires in ("abc", "-1", "60.5"):
+            with pytest.raises(AuthFailed) as failed:
+                await alice.auth(headers=[("Expires", expires)])
+            assert failed.value.status == 400
         alice.password = "wrong"
         before = server.metrics().value("edge_auth_failures_total")
         with pytest.raises(AuthFailed) as failed:
             await alice.auth()
         assert failed.value.status == 401
+        wrong_password = shape(failed.value.frame)
         await counted(server, "edge_auth_failures_total", before + 1)
     async with MsrpEndpoint("nobody", "?", relay=("127.0.0.1", server.port), transport="tls") as nobody:
         with pytest.raises(AuthFailed) as failed:
             await nobody.auth()
         assert failed.value.status == 401
+        assert shape(failed.value.frame) == wrong_password
+
+
+def shape(frame: Frame) -> str:
+    """An answer without what differs from one to the next: its id, its nonces, who asked."""
+    text = re.sub(r'nonce="[^"]*"', "nonce", frame.head.decode())
+    return text.replace(frame.transaction_id, "ID").replace(frame["To-Path"], "PEER")
 
 
 # ------------------------------------------------------------------------------------------ messages
