@@ -32,6 +32,7 @@ from edge.msrp.relay import Relay, RelaySettings
 from edge.outbound.flows import FlowTable
 from edge.outbound.token import TokenKeys
 from edge.sip.access import Access
+from edge.sip.answers import ToTags
 from edge.sip.core import SipCore
 from edge.sip.framing import SipFraming
 from edge.sip.location import Location
@@ -103,11 +104,12 @@ class Edge:
             enabled=False, addresses=addresses, authenticators={}, users=self.storage.users, cache=CredentialCache(),
             lockout=Lockout(), uris=uris, clock=clock, publish=publish,
         )  # fmt: skip
+        tags = ToTags(os.urandom(16))
         registration = Registration(
             addresses=addresses, location=location, registrar=Registrar(location, uris, RegistrarSettings()),
             access=access, flows=self.flows, uris=uris, keeper=None, trusted_edge=lambda address: False,
             force="streams", flow_timer=120, min_expires=60, clock=clock, wall_clock=time.time, publish=publish,
-            random=os.urandom,
+            random=os.urandom, tag_for=tags,
         )  # fmt: skip
         targets = TargetFinder(
             addresses, location, self.flows, uris, force="streams", known_user=lambda aor, done: done(False)
@@ -115,7 +117,7 @@ class Edge:
         return SipCore(
             addresses=addresses, limits=MessageLimits(), transactions=Transactions(self.wheel), location=location,
             access=access, registration=registration, targets=targets, flows=self.flows, reach=Nowhere(), clock=clock,
-            random=os.urandom, uris=uris, soon=self.loop.call_soon,
+            random=os.urandom, uris=uris, soon=self.loop.call_soon, tags=tags,
         )  # fmt: skip
 
     def _build_relay(self) -> Relay:
