@@ -27,6 +27,7 @@ SHORTEST_IDLE_S = 32.0  # 64*T1: a shorter one cuts connections under running tr
 
 # Keys of the contract whose function this version does not have; the list shrinks as they arrive.
 _NOT_AVAILABLE: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
+    ("role", lambda settings: settings.role != "single"),
     ("policy.module", lambda settings: bool(settings.policy.module)),
     ("hooks", lambda settings: bool(settings.hooks)),
     ("accounting.url", lambda settings: bool(settings.accounting.url)),

@@ -53,7 +53,7 @@ def test_the_environment_names_the_file_unless_one_is_given(tmp_path: Path, monk
 def test_every_key_of_the_contract_is_read(tmp_path: Path) -> None:
     text = """
         domains = ["Example.com", "example.net"]
-        role = "edge"
+        role = "single"
         [[listen]]
         bind = "0.0.0.0:5060"
         advertise = "edge.example.com:5061"
@@ -167,7 +167,8 @@ REFUSED = [
     ("domains = ['a b']", 'domains[0]: "a b" is not a host name'),
     ("domains = ['a.example', 'A.example']", 'domains: "a.example" is given twice'),
     ("role = 'proxy'", 'role: "proxy" is not one of single, edge, registrar'),
-    ("role = 'edge'", 'sip.next_hop: required with role "edge"'),
+    ("role = 'edge'", "role: not available in this version; remove it"),
+    ("role = 'registrar'", "role: not available in this version; remove it"),
     (
         "[sip]\nnext_hop = 'registrar.example'",
         'sip.next_hop: expected "sip:host:port;transport=tcp", got "registrar.example"',
@@ -271,7 +272,6 @@ def test_the_defaults_of_msrp_lifetimes() -> None:
         ({"msrp": {"require_tls": False}}, "msrp.require_tls: "),
         ({"storage": {"url": "memory:"}}, "storage.url: "),
         ({"storage": {"durability": "relaxed"}}, "storage.durability: "),
-        ({"role": "registrar"}, "sip.trusted_edges: "),
         ({"sip": {"next_hop": "sip:a.example"}}, 'sip.next_hop: no effect with role "single"'),
         ({"limits": {"trusted": ["0.0.0.0/0"]}}, "limits.trusted: every address"),
         ({"admin": {"bind": "[::]:9060", "token": "t"}}, "admin.bind: "),
