@@ -36,21 +36,26 @@ class Transport(IntEnum):
 
     @property
     def secure(self) -> bool:
+        """Whether TLS is inside."""
         return self in (Transport.TLS, Transport.WSS)
 
     @property
     def reliable(self) -> bool:
+        """Whether nothing is lost and nothing need be sent again."""
         return self is not Transport.UDP
 
     @property
     def websocket(self) -> bool:
+        """Whether messages travel in WebSocket frames."""
         return self in (Transport.WS, Transport.WSS)
 
 
 class Handler(Protocol):
     """What a protocol gives a connection to be fed by it. All calls are synchronous."""
 
-    def receive_data(self, connection: Connection, data: bytes, now: float) -> None: ...
+    def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
+        """Octets of a stream as they were read, or one whole datagram or WebSocket message."""
+        ...
 
     def receive_eof(self, connection: Connection, now: float) -> bool:
         """The peer sent its last byte. True keeps our direction open while `connection.uses` is above zero."""
@@ -68,9 +73,13 @@ class Handler(Protocol):
 class WireCodec(Protocol):
     """Turns one whole message into wire bytes (WebSocket framing)."""
 
-    def encode_message(self, data: bytes) -> bytes: ...
+    def encode_message(self, data: bytes) -> bytes:
+        """Frame one message."""
+        ...
 
-    def encode_close(self, code: int) -> bytes: ...
+    def encode_close(self, code: int) -> bytes:
+        """Frame the goodbye; empty where one was said already."""
+        ...
 
 
 class Listener(Protocol):
@@ -86,8 +95,8 @@ class Connection(Timed):
 
     __slots__ = (
         "closed", "first_message", "handler", "id", "identities", "last_received", "listener", "local", "octets_in",
-        "octets_out", "opened_at", "outgoing", "registered", "remote", "source", "stalled_at", "table", "token", "transport",
-        "unsent_seen", "uses", "writable",
+        "octets_out", "opened_at", "outgoing", "registered", "remote", "source", "stalled_at", "table", "token",
+        "transport", "unsent_seen", "uses", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -170,19 +179,39 @@ class Limits(Protocol):
     """The settings this module needs; `config.Limits` has them all."""
 
     @property
-    def connections(self) -> int: ...
+    def connections(self) -> int:
+        """Streams and handshakes at a time."""
+        ...
+
     @property
-    def connections_per_source(self) -> int: ...
+    def connections_per_source(self) -> int:
+        """Of one address."""
+        ...
+
     @property
-    def first_message_timeout(self) -> float: ...
+    def first_message_timeout(self) -> float:
+        """Seconds until a first whole message."""
+        ...
+
     @property
-    def idle_timeout(self) -> float: ...
+    def idle_timeout(self) -> float:
+        """Seconds without an octet."""
+        ...
+
     @property
-    def stall_timeout(self) -> float: ...
+    def stall_timeout(self) -> float:
+        """Seconds in which a receiver takes nothing."""
+        ...
+
     @property
-    def send_queue(self) -> int: ...
+    def send_queue(self) -> int:
+        """Octets that may wait for a receiver."""
+        ...
+
     @property
-    def udp_flows(self) -> int: ...
+    def udp_flows(self) -> int:
+        """UDP flows remembered at a time."""
+        ...
 
 
 class ConnectionTable:
@@ -340,7 +369,7 @@ class ConnectionTable:
 
     def by_name(self, name: str) -> Connection | None:
         """Find a connection by the name operators see, None when it is gone."""
-        worker, boot, serial = (name.split("-") + ["", "", ""])[:3]
+        worker, boot, serial = [*name.split("-"), "", "", ""][:3]
         if worker != str(self.worker) or boot != f"{self.boot:08x}" or not serial.isdigit():
             return None
         return self.connections.get(int(serial))

@@ -1,12 +1,13 @@
 """UDP on the shared port: one socket, many flows, and the ICMP errors that come back for them.
 
-A flow is a `Connection` made for a remote address that spoke SIP to us, or that we sent a request to. STUN and keep-alive
-bytes make none. Errors are read from the socket's error queue, which names the peer that was not reached.
+A flow is a `Connection` made for a remote address that spoke SIP to us, or that we sent a request to. STUN and
+keep-alive bytes make none. Errors are read from the socket's error queue, which names the peer that was not reached.
 
     event loop ── readable? ──► epoll ── octets or errors ──► socket
 
-The loop watches an epoll descriptor with the socket in it, which is readable whenever there is something of either kind.
-Watching the socket itself would be the end of it under uvloop: libuv stops polling a descriptor that reports an error.
+The loop watches an epoll descriptor with the socket in it, which is readable whenever there is something of either
+kind. Watching the socket itself would be the end of it under uvloop: libuv stops polling a descriptor that reports an
+error.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class UdpFlow(Connection):
         self._address = address
 
     def send(self, data: bytes) -> None:
+        """Queue one datagram."""
         if not self.closed:
             self.octets_out += len(data)
             self._port.send_to(data, self)
@@ -58,10 +60,12 @@ class UdpFlow(Connection):
         return self._address
 
     def close(self, reason: str) -> None:
+        """Forget the flow."""
         self._port.forget(self)
         self.table.end(self, reason, failed=False)
 
     def fail(self, reason: str) -> None:
+        """Forget the flow, as a failure."""
         self._port.forget(self)
         self.table.end(self, reason, failed=True)
 
@@ -102,13 +106,14 @@ class UdpPort:
 
     def _readable(self) -> None:
         receive, view = self._socket.recvfrom_into, self._view
-        count = 0
+        heard = False
         try:
-            for count in range(_READS_IN_A_ROW):
+            for _ in range(_READS_IN_A_ROW):
                 size, address = receive(view)
+                heard = True
                 self._receive(view[:size].tobytes(), address)
         except BlockingIOError:
-            if not count:  # woken for an error alone, which somebody else's `sendto` has taken note of
+            if not heard:  # woken for an error alone, which somebody else's `sendto` has taken note of
                 self._read_errors()
         except OSError:
             self._read_errors()

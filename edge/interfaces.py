@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from itertools import pairwise
 from pathlib import Path
 
 _IPV4_TABLE = Path("/proc/net/fib_trie")
@@ -22,11 +23,7 @@ def _read_ipv4() -> set[str]:
         lines = _IPV4_TABLE.read_text().splitlines()
     except OSError:
         return set()
-    return {
-        before.rpartition("-- ")[2].strip()
-        for before, line in zip(lines, lines[1:], strict=False)
-        if "/32 host LOCAL" in line
-    }
+    return {before.rpartition("-- ")[2].strip() for before, line in pairwise(lines) if "/32 host LOCAL" in line}
 
 
 def _read_ipv6() -> set[str]:

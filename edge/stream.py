@@ -18,8 +18,9 @@ LINGER_S = 2.0  # after our last octet: as long as a peer may go on sending befo
 class StreamConnection(Connection, asyncio.Protocol):
     """One TCP, TLS, WS or WSS connection; also the asyncio protocol of its transport.
 
-    A connection we dial exists, and takes `send`, before the handshake is done. One we close takes no more from then on,
-    but its socket is read on for a moment: a reset, which is the answer to octets nobody reads, may overtake our last words.
+    A connection we dial exists, and takes `send`, before the handshake is done. One we close takes no more from then
+    on, but its socket is read on for a moment: a reset, which is the answer to octets nobody reads, may overtake our
+    last words.
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class StreamConnection(Connection, asyncio.Protocol):
     # -- what the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Enter the table; for one we dialled the peer has to be the right one first."""
         transport = self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
         if self.closed:  # given up while it was coming up
             transport.abort()
@@ -67,12 +69,14 @@ class StreamConnection(Connection, asyncio.Protocol):
             self.handler.handle_writable(self, self.table.now())
 
     def data_received(self, data: bytes) -> None:
+        """Hand octets to the handler; those that come after our end are thrown away."""
         now = self.last_received = self.table.now()
         self.octets_in += len(data)
         if not self.closed:
             self.handler.receive_data(self, data, now)
 
     def eof_received(self) -> bool:
+        """The peer has finished sending; True keeps the way back open for answers that are owed."""
         if self.closed:
             return False
         keep = self.handler.receive_eof(self, self.table.now()) and self.uses > 0 and not self.transport.secure
@@ -86,11 +90,13 @@ class StreamConnection(Connection, asyncio.Protocol):
         return keep
 
     def pause_writing(self) -> None:
+        """The transport holds more than its high-water mark."""
         self.writable = False
         self.unsent_seen = 0
         self.stalled_at = self.table.now()
 
     def resume_writing(self) -> None:
+        """The transport has drained: let everybody go on who was held for it."""
         self.writable = True
         held, self._held = self._held, None
         for feeder in held or ():
@@ -99,6 +105,7 @@ class StreamConnection(Connection, asyncio.Protocol):
             self.handler.handle_writable(self, self.table.now())
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed: name the end, unless it was told already."""
         reason, failed = _ending(self._end, exc)
         self.table.wheel.stop(self)
         held, self._held = self._held, None
@@ -110,6 +117,7 @@ class StreamConnection(Connection, asyncio.Protocol):
     # -- what the protocols call
 
     def send(self, data: bytes) -> None:
+        """Queue one message, framed by the codec where there is one."""
         if self.closed and not self.half_closed:
             return
         if self.codec is not None:
@@ -138,10 +146,12 @@ class StreamConnection(Connection, asyncio.Protocol):
             self.fail("send_queue")
 
     def unsent(self) -> int:
+        """Octets queued here and in the transport."""
         queued = sum(map(len, self._out)) if self._out else 0
         return queued + (self._transport.get_write_buffer_size() if self._transport else 0)
 
     def hold(self, feeder: Connection) -> None:
+        """Stop reading `feeder` until the transport has drained."""
         if self.writable or feeder is self:
             return
         if self._held is None:
@@ -151,11 +161,13 @@ class StreamConnection(Connection, asyncio.Protocol):
             feeder.pause_reading()
 
     def pause_reading(self) -> None:
+        """Stop reading; calls are counted."""
         self._pauses += 1
         if self._pauses == 1 and not self.closed and self._transport is not None:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
+        """Take one `pause_reading` back."""
         self._pauses -= 1
         if self._pauses == 0 and not self.closed and self._transport is not None:
             self._transport.resume_reading()
@@ -166,6 +178,7 @@ class StreamConnection(Connection, asyncio.Protocol):
         return self._pauses > 0
 
     def close(self, reason: str) -> None:
+        """End in order: what is queued still leaves, nothing new is taken."""
         if self.closed and not self.half_closed:
             return
         self._end = self._end or reason
@@ -189,6 +202,7 @@ class StreamConnection(Connection, asyncio.Protocol):
         self.table.wheel.start(self, self.stalled_at + LINGER_S)
 
     def give_up(self, now: float) -> None:
+        """End a half-closed or lingering connection, unless it still has something to send and its peer takes it."""
         if self.half_closed:
             self.close("eof")
         elif self._transport is not None:
@@ -199,6 +213,7 @@ class StreamConnection(Connection, asyncio.Protocol):
                 self._transport.abort()
 
     def fail(self, reason: str) -> None:
+        """End at once; what is queued is lost."""
         if not self.closed:
             self._end = "!" + reason
             self.table.end(self, reason, failed=True)
@@ -206,6 +221,7 @@ class StreamConnection(Connection, asyncio.Protocol):
             self._transport.abort()
 
     def release_use(self) -> None:
+        """One use less; the last one closes a connection whose peer has finished sending."""
         self.uses -= 1
         if self.half_closed and self.uses <= 0:
             self.close("eof")

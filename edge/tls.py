@@ -46,7 +46,7 @@ class TlsContexts:
         self._stamps = self._stamp()
 
     def reload_if_changed(self) -> None:
-        """Look at the files; reload when one is newer. A broken new one is logged and left alone until it changes again."""
+        """Look at the files; reload when one is newer. A broken new one is logged, once."""
         stamps = self._stamp()
         if stamps == self._stamps:
             return
