@@ -118,10 +118,18 @@ def certificate_facts(path: str | Path, source: str = "defaults") -> str:
 
 
 def names_host(certificate: Mapping[str, Any], host: str) -> bool:
-    """Tell whether a verified certificate (as `getpeercert` gives it) is one for this host (RFC 5922 §7.1, §7.2).
+    """Tell whether a verified certificate (as `getpeercert` gives it) is one for this host (RFC 5922 §7.2).
+
+    Whole names are compared without case: no wildcards, no suffixes. An IP address is compared as one.
+    """
+    return _canonical(host) in peer_names(certificate)
+
+
+def peer_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the hosts a verified certificate (as `getpeercert` gives it) stands for, lower case (RFC 5922 §7.1).
 
     SIP URIs without user part count; without any, DNS names; the common name only where there is no alternative name
-    at all. Whole names are compared without case: no wildcards, no suffixes. An IP address is compared as one.
+    at all.
     """
     alternatives: Sequence[tuple[str, str]] = certificate.get("subjectAltName", ())
     sip = [text[4:] for kind, text in alternatives if kind == "URI" and text[:4].lower() == "sip:" and "@" not in text]
@@ -129,7 +137,7 @@ def names_host(certificate: Mapping[str, Any], host: str) -> bool:
     if not alternatives:
         names = [text for part in certificate.get("subject", ()) for kind, text in part if kind == "commonName"]
     names += [text for kind, text in alternatives if kind == "IP Address"]
-    return _canonical(host) in (_canonical(name) for name in names)
+    return tuple(_canonical(name) for name in names)
 
 
 def _canonical(host: str) -> str:

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
+from edge.certificates import peer_names
 from edge.connections import Address, Connection, ConnectionTable, Handler, Listener, Transport, WireCodec
 
 HIGH_WATER = 65536
@@ -56,7 +57,7 @@ class StreamConnection(Connection, asyncio.Protocol):
         if self.closed:  # given up while it was coming up
             transport.abort()
             return
-        if self.verify_peer is not None and not self.verify_peer(transport.get_extra_info("ssl_object")):
+        if self.transport.secure and not self._identify(transport.get_extra_info("ssl_object")):
             self.fail("tls")
             return
         transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
@@ -67,6 +68,11 @@ class StreamConnection(Connection, asyncio.Protocol):
             self.table.mark_dirty(self)
         if self.outgoing:
             self.handler.handle_writable(self, self.table.now())
+
+    def _identify(self, session: ssl.SSLObject) -> bool:
+        """Note whom a verified certificate names; False when that is not whom we dialled."""
+        self.identities = peer_names(session.getpeercert() or {})
+        return self.verify_peer is None or self.verify_peer(session)
 
     def data_received(self, data: bytes) -> None:
         """Hand octets to the handler; those that come after our end are thrown away."""

@@ -38,10 +38,12 @@ class TlsContexts:
     def reload(self, settings: Settings) -> None:
         """Load the files again. Raises ConfigError; the old contexts stay then."""
         before, self._settings = self._settings, settings
+        self.self_signed = not settings.tls.certificate
         try:
             self._server, self._client = self._load()
         except ConfigError:
             self._settings = before
+            self.self_signed = not before.tls.certificate
             raise
         self._stamps = self._stamp()
 
@@ -62,7 +64,10 @@ class TlsContexts:
         certificate, key = self._paths()
         tls = self._settings.tls
         server = load_ssl_context(certificate, key, tls.client_ca, self._source)
-        return server, client_ssl_context(tls.trust, self._source)
+        client = client_ssl_context(tls.trust, self._source)
+        if not self.self_signed:  # to peers who ask for one; one of our own making would only turn them away
+            client.load_cert_chain(certificate, key)
+        return server, client
 
     def _paths(self) -> tuple[Path, Path]:
         tls = self._settings.tls

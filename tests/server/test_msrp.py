@@ -8,10 +8,11 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import EdgeServer
+from tests.conftest import EdgeServer, EdgeServerFactory
 from tests.server.agents import STREAMS, USERS, counted, msrp_client, open_config
 from tests.ua.certs import Authority, Certificate
 from tests.ua.digest import parse_parameters
@@ -317,3 +318,53 @@ async def test_an_answer_for_somebody_who_has_left_is_dropped(server: EdgeServer
         assert (await carol.send([*carol.use_path, *bob.path], b"still here")).ok
         assert bytes((await bob.next_message()).data) == b"still here"
         assert alice.link.closed
+
+
+@pytest.mark.requirement("MSRP-AUTH-31")
+async def test_a_relay_in_front_of_a_client_is_known_by_its_certificate(
+    edge_server: EdgeServerFactory, authority: Authority, tmp_path: Path
+) -> None:
+    server = edge_server(
+        open_config(tls={"certificate": "e.crt", "private_key": "e.key", "client_ca": str(authority.path)}),
+        started=False,
+    )
+    own = authority.issue("edge", dns=["example.com"])
+    (server.directory / "e.crt").write_bytes(own.certificate.read_bytes())
+    (server.directory / "e.key").write_bytes(own.private_key.read_bytes())
+    server.import_users(USERS)
+    server.start()
+    stranger = Authority(tmp_path / "stranger")
+    auth = (
+        b"MSRP a786hjs2 AUTH\r\nTo-Path: msrps://example.com:%d;tcp\r\n"
+        b"From-Path: msrps://%b:2855/x;tcp msrps://c.example:9/y;tcp\r\n-------a786hjs2$\r\n"
+    )
+    relay = authority.issue("relay", dns=["relay.example"])
+    for certificate, host, status in (
+        (authority.client_context(relay, check_hostname=False), b"relay.example", b"401"),
+        (authority.client_context(relay, check_hostname=False), b"other.example", b"403"),
+        (authority.client_context(check_hostname=False), b"relay.example", b"403"),
+    ):
+        async with HostileClient(("127.0.0.1", server.port), tls=certificate) as client:
+            await client.send(auth % (server.port, host))
+            assert (await client.read()).startswith(b"MSRP a786hjs2 " + status)
+    # A certificate from nowhere ends the handshake.
+    context = authority.client_context(check_hostname=False)
+    foreign = stranger.issue("relay", dns=["relay.example"])
+    context.load_cert_chain(foreign.certificate, foreign.private_key)
+    async with HostileClient(("127.0.0.1", server.port), tls=context) as client:
+        assert await client.read_until_close() == b""
+    await counted(server, "edge_connections_refused_total", reason="tls_handshake")
+
+
+async def test_a_peer_who_asks_for_our_certificate_gets_it(
+    edge_server: EdgeServerFactory, authority: Authority
+) -> None:
+    own = authority.issue("edge", dns=["example.com"])
+    files = {"certificate": str(own.certificate), "private_key": str(own.private_key), "trust": str(authority.path)}
+    server = edge_server(open_config(tls=files), USERS)
+    context = authority.server_context(authority.issue("peer", dns=["localhost"]), client_certificates=True)
+    listener = MsrpListener("peer", transport="tls", uri_host="localhost", ssl_context=context)
+    async with msrp_client(server, "alice") as alice, listener as peer:
+        await alice.auth()
+        assert (await alice.send([*alice.use_path, peer.uri], b"mutual")).ok
+        assert bytes((await peer.next_message()).data) == b"mutual"
