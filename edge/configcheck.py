@@ -131,8 +131,19 @@ def _check_routing(settings: Settings) -> Iterator[tuple[str, str]]:
         yield from _check_host_port(settings.msrp.use_path, "msrp.use_path")
     yield from _check_networks(settings.sip.trusted_edges, "sip.trusted_edges")
     yield from _check_networks(settings.sip.allow_targets, "sip.allow_targets")
+    for index, text in enumerate(settings.sip.nameservers):
+        if problem := _nameserver_problem(text):
+            yield f"sip.nameservers[{index}]", problem
     yield from _check_networks(settings.msrp.allow_targets, "msrp.allow_targets")
     yield from _check_networks(settings.limits.trusted, "limits.trusted")
+
+
+def _nameserver_problem(text: str) -> str:
+    try:
+        host, port = (text, 53) if is_address(text) else split_host_port(text, 53)
+    except ValueError as error:
+        return str(error)
+    return "" if is_address(host) and port else f'expected an IP address, with a port or without, got "{text}"'
 
 
 def _check_next_hop(text: str) -> Iterator[tuple[str, str]]:

@@ -33,7 +33,7 @@ from edge.eventlog import EventLog
 from edge.events import EventBus
 from edge.interfaces import local_addresses
 from edge.listener import TcpListener
-from edge.memory import release_unused
+from edge.memory import keep_buffers, release_unused
 from edge.metrics import EdgeCollector, LoopLag, build_registry, expose
 from edge.msrp.handler import MsrpHandler
 from edge.msrp.relay import Relay, RelaySettings
@@ -42,7 +42,7 @@ from edge.outbound.flows import FlowTable
 from edge.outbound.stun import answer as answer_stun
 from edge.outbound.token import TokenKeys
 from edge.sip.addresses import Addresses
-from edge.sip.proxy import Reached
+from edge.sip.branch import Reached
 from edge.sip.reach import SipReach
 from edge.sip.resolver import Resolver
 from edge.sip.uri import SipUri
@@ -204,6 +204,11 @@ class Server:
         assert self._reach is not None
         return self._reach.reply_flow(connection, host, port)
 
+    def avoid(self, connection: Connection, seconds: float) -> None:
+        """Leave an address alone for a while; see `edge.sip.reach`."""
+        assert self._reach is not None
+        self._reach.avoid(connection, seconds)
+
     def _build_relay(self) -> None:
         settings = self._settings
         msrp = settings.msrp
@@ -266,6 +271,8 @@ class Server:
             families=tuple(sorted({6 if ":" in listener.address[0] else 4 for listener in self._listeners})),
             max_addresses=settings.limits.dns_addresses,
             random=self._random,
+            nameservers=settings.sip.nameservers,
+            timeout_s=settings.sip.dns_timeout,
         )
         self._reach = SipReach(
             resolver=self._resolver,
@@ -416,6 +423,7 @@ def _host_port(text: str) -> Address:
 def run(settings: Settings, source: str) -> int:
     """Run a server in the foreground; returns the exit status."""
     _raise_descriptor_limit()
+    keep_buffers()
     gc.set_threshold(*_GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(settings, source))

@@ -112,6 +112,9 @@ class Sip(Section, frozen=True):
     default_expires: Expires = 3600
     udp_flow_timeout: Wait = 180.0
     allow_targets: tuple[str, ...] = ()
+    nameservers: tuple[str, ...] = ()
+    dns_timeout: Wait = 5.0
+    recurse: bool = False
 
     @property
     def allowed_networks(self) -> tuple[Network, ...]:

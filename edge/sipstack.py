@@ -105,6 +105,8 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         soon=world.soon,
         tags=tags,
         max_transactions=settings.limits.transactions,
+        max_branches=settings.limits.branches,
+        recurse=settings.sip.recurse,
     )
     framing = SipFraming(core, world.wheel, settings.limits.message_timeout)
     return SipStack(core, framing, location, registration, keeper, addresses)

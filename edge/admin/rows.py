@@ -13,9 +13,10 @@ from edge.connections import Connection, ConnectionTable, Handler, format_addres
 from edge.msrp.relay import Relay
 from edge.msrp.session import Session
 from edge.outbound.flows import Flow, FlowTable
+from edge.sip.branch import Branch
 from edge.sip.core import SipCore
 from edge.sip.location import Binding
-from edge.sip.proxy import Branch, ProxyContext
+from edge.sip.proxy import ProxyContext
 from edge.sip.transaction import ClientTransaction, ServerTransaction
 from edge.storage.base import Storage
 from edge.stream import StreamConnection

@@ -26,7 +26,12 @@ class Addresses:
         self._facing: dict[tuple[object, Address], bytes] = {}
 
     def serves(self, uri: SipUri) -> bool:
-        """Whether we answer for the host of `uri`: a domain of ours, or one of our addresses with its port."""
+        """Whether we answer for the host of `uri`: a domain of ours, or one of our addresses with its port.
+
+        One with a maddr is to be sent there (RFC 3261 §16.5); a maddr that names us is taken off before we ask.
+        """
+        if uri.parameters and b"maddr" in uri.parameters:
+            return False
         if uri.host in self._domains and (uri.port is None or uri.port in self._ports):
             return True
         return (uri.host, uri.port or default_port(uri)) in self.own
@@ -46,7 +51,7 @@ class Addresses:
         return (host, port or 5060) in self.own
 
     def facing(self, connection: Connection) -> bytes:
-        """Return host:port to give to the peer of a connection: what its listener advertises, else the local address."""
+        """Return host:port to give to the peer of a connection: what its listener advertises, else our address."""
         listener = connection.listener
         key = (listener, connection.local)
         known = self._facing.get(key)

@@ -15,7 +15,7 @@ All of it is plain calls. What needs an answer from outside (user store, DNS, st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from edge.connections import Connection, Transport
@@ -24,33 +24,27 @@ from edge.outbound.flows import FlowTable
 from edge.sip import headers as h
 from edge.sip.access import Access, Pending
 from edge.sip.addresses import Addresses
-from edge.sip.answers import ToTags, build_answer, build_trying, options_headers, start_line
+from edge.sip.answering import Answerer, ReplyFlows, Unsupported
+from edge.sip.answers import ToTags, build_trying, options_headers, start_line
+from edge.sip.branch import Group, Opener, Reached, Target, cancel_key
 from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
-from edge.sip.proxy import Opener, ProxyContext, Reached, Target, cancel_key
+from edge.sip.proxy import ProxyContext
 from edge.sip.registration import Registration
+from edge.sip.repair import repair_uri
 from edge.sip.stamping import Stamper
-from edge.sip.stats import SipStats
 from edge.sip.targets import TargetFinder
 from edge.sip.transaction import State, Transactions
 from edge.sip.uri import SipUri, UriCache, parse_uri
 
 
-class Reach(Protocol):
+class Reach(ReplyFlows, Protocol):
     """Finds connections for URIs and sends datagrams: the world outside."""
 
     def reach(self, uri: SipUri, size: int, reached: Reached) -> None: ...
 
-    def reply_flow(self, connection: Connection, host: str, port: int) -> Connection: ...
-
-
-class Unsupported(RemoteError):  # noqa: N818 - named for the header it becomes
-    """420 with the option tags we do not know."""
-
-    def __init__(self, tags: list[bytes]) -> None:
-        super().__init__(420, "extension")
-        self.tags = tags
+    def avoid(self, connection: Connection, seconds: float) -> None: ...
 
 
 class SipCore:
@@ -74,6 +68,8 @@ class SipCore:
         soon: Callable[[Callable[[], None]], object],
         tags: ToTags,
         max_transactions: int = 100000,
+        max_branches: int = 12,
+        recurse: bool = False,
     ) -> None:
         self.addresses = addresses
         self.limits = limits
@@ -84,7 +80,7 @@ class SipCore:
         self.targets = targets
         self.flows = flows
         self.clock = clock
-        self.stats = SipStats()
+        self.max_branches = max_branches
         self.stamper = Stamper(addresses, flows, random(6).hex().encode("ascii"))
         self.draining = False
         self._reach = reach
@@ -92,7 +88,12 @@ class SipCore:
         self._uris = uris
         self._vias = h.ViaCache()
         self._max_transactions = max_transactions
-        self._tags = tags
+        self._recurse = recurse
+        self._answers = Answerer(transactions, reach, tags)
+        self.stats = self._answers.stats
+        self.answer = self._answers.answer
+        self.count_answer = self._answers.count
+        self.tag_for = self._answers.tag_for
         self._lost: set[int] = set()
 
     # -- in
@@ -104,7 +105,7 @@ class SipCore:
         try:
             check_request(message, self.limits, self._vias.parse)
         except RemoteError as error:
-            self._refuse_unchecked(connection, message, error)
+            self._answers.refuse_unchecked(connection, message, error)
             return False
         connection.first_message = True
         self.stats.count_request(message.method)
@@ -112,7 +113,7 @@ class SipCore:
         try:
             self._receive_request(connection, message, now)
         except RemoteError as error:
-            self._refuse(connection, message, error, now)
+            self._answers.refuse(connection, message, error, now)
         return True
 
     def receive_refresh(self, connection: Connection, data: bytes, now: float) -> bool:
@@ -198,57 +199,7 @@ class SipCore:
             check_request(message, self.limits, self._vias.parse)
         except RemoteError as other:
             error = error if error.status else other
-        self._refuse_unchecked(connection, message, error)
-
-    def _refuse_unchecked(self, connection: Connection, message: Message, error: RemoteError) -> None:
-        """Answer a message that failed the first checks, where its Via could be read and it is no ACK."""
-        self.stats.reject(error.label)
-        if not error.status or message.method == b"ACK" or not hasattr(message, "via"):
-            return
-        fix_top_via(message, connection.remote)
-        try:
-            message.to_tag = h.read_tag(message.texts[h.TO]) if message.first[h.TO] else None
-        except RemoteError:
-            message.to_tag = b""
-        self.count_answer(error.status)
-        answer = build_answer(message, error.status, self.tag_for(message), reason=error.detail)
-        self._reply_connection(connection, message).send(answer)
-
-    def _refuse(self, connection: Connection, message: Message, error: RemoteError, now: float) -> None:
-        """Answer a refusal statelessly."""
-        self.stats.reject(error.label)
-        if message.method == b"ACK" or not error.status:
-            return
-        extra = (b"Unsupported: " + b", ".join(error.tags),) if isinstance(error, Unsupported) else ()
-        self.answer(connection, message, error.status, extra, now, error.detail)
-
-    def answer(
-        self,
-        connection: Connection,
-        message: Message,
-        status: int,
-        extra: Sequence[bytes],
-        now: float,
-        reason: str = "",
-    ) -> None:
-        """Answer a request for which no transaction was opened. INVITE refusals are sent once; the ACK is dropped."""
-        data = build_answer(message, status, self.tag_for(message), extra, reason)
-        self.stats.answers[status // 100] += 1
-        if connection.transport is Transport.UDP:
-            if message.method != b"INVITE" and status not in (401, 407):
-                self.transactions.remember_final(message.key, data, now)
-            connection = self._reply_connection(connection, message)
-        connection.send(data)
-
-    def _reply_connection(self, connection: Connection, message: Message) -> Connection:
-        """Return where answers go (RFC 3261 §18.2.2, RFC 3581 §4)."""
-        via = message.via
-        if connection.transport is not Transport.UDP or via.rport is not None:
-            return connection
-        port = via.port or 5060
-        if port == connection.remote[1]:
-            return connection
-        return self._reach.reply_flow(connection, connection.remote[0], port)
+        self._answers.refuse_unchecked(connection, message, error)
 
     # -- ACK, CANCEL
 
@@ -259,24 +210,28 @@ class SipCore:
         if server is None and message.to_tag == self.tag_for(message):
             self.stats.reject("ack_absorbed")  # for an answer of ours that left no state, such as a 407
             return
+        uri = self._uris.parse(message.uri)
+        if uri.parameters:
+            repair_uri(connection, message, uri, self.addresses, self._uris)
         routes = read_routes(message, self.addresses.own, self._uris)
         target = self.targets.for_ack(connection, message, routes, now)
         if target is None or self._max_forwards(message) == 0:
             self.stats.reject("stray_ack")
             return
         draft = Draft(message, routes)
+        branch = self.stamper.stateless_branch(message)
 
-        def reached(ways: list[Opener], status: int) -> None:
+        def reached(ways: list[Opener], _status: int) -> None:
             if ways:
-                self._forward_stateless(draft, target, ways[0]())
+                self._forward_stateless(draft, branch, target, ways[0]())
 
         if target.connection is not None:
-            self._forward_stateless(draft, target, target.connection)
+            self._forward_stateless(draft, branch, target, target.connection)
         else:
             self.reach(target, 600, reached)
 
-    def _forward_stateless(self, draft: Draft, target: Target, connection: Connection) -> None:
-        via = self.stamper.via_line(connection, self.stamper.new_branch(b""))
+    def _forward_stateless(self, draft: Draft, branch: bytes, target: Target, connection: Connection) -> None:
+        via = self.stamper.via_line(connection, branch)
         connection.send(draft.build(target.uri, via, record_routes=[], routes=target.routes, strict=target.strict))
 
     def _receive_cancel(self, connection: Connection, message: Message, key: bytes, now: float) -> None:
@@ -297,17 +252,19 @@ class SipCore:
         uri = self._uris.parse(message.uri)
         if uri.headers or message.uri.endswith(b"?"):
             raise RemoteError(400, "uri_headers", "no headers in a Request-URI")
+        if uri.parameters:
+            uri = repair_uri(connection, message, uri, self.addresses, self._uris)
         ours = self.addresses.serves(uri)
         if self._max_forwards(message) == 0 and not (message.method == b"OPTIONS" and ours and uri.user is None):
             raise RemoteError(483, "max_forwards")
+        routes = read_routes(message, self.addresses.own, self._uris)
         if message.repeats or b"," in message.texts[h.VIA]:
-            self._check_loop(message)
+            self._check_loop(message, loop_mark(message.uri, routes))
         if message.first[h.PROXY_REQUIRE]:
             _check_proxy_require(message)
         if message.method == b"REGISTER" and ours:
             self._register(connection, message, now)
             return
-        routes = read_routes(message, self.addresses.own, self._uris)
         if ours and uri.user is None and not routes.values and not routes.popped:
             self._answer_for_ourselves(connection, message, now)
         elif self.access.required(message, routes):
@@ -322,9 +279,9 @@ class SipCore:
         text = message.texts[h.MAX_FORWARDS]
         return 70 if text == b" 70" else h.parse_max_forwards(text.strip())
 
-    def _check_loop(self, message: Message) -> None:
+    def _check_loop(self, message: Message, mark: bytes) -> None:
         try:
-            self.stamper.check_loop(message)
+            self.stamper.check_loop(message, mark)
         except RemoteError:
             self.stats.loops += 1
             raise
@@ -366,7 +323,7 @@ class SipCore:
                 else:
                     self.answer(connection, message, outcome[0], outcome[1], now)
             except RemoteError as error:
-                self._refuse(connection, message, error, now)
+                self._answers.refuse(connection, message, error, now)
 
         def refused(status: int) -> None:
             self.answer(connection, message, status, (), self.clock())
@@ -381,29 +338,31 @@ class SipCore:
             self.answer(connection, message, 503, (b"Retry-After: 5",), now)
             return
         routes = journey.routes
+        breadth = MAX_BREADTH
+        if message.first[h.MAX_BREADTH]:
+            breadth = min(MAX_BREADTH, h.parse_delta(message.value(h.MAX_BREADTH) or b"", MAX_BREADTH))
+            if not breadth:
+                raise RemoteError(440, "max_breadth")
         found = self.targets.find(connection, message, journey.uri, routes, now)
         invite = message.method == b"INVITE"
-        server = transactions.add_server(journey.key, invite, self._reply_connection(connection, message))
+        server = transactions.add_server(journey.key, invite, self._answers.reply_connection(connection, message))
         if invite:
             server.respond(100, build_trying(message), now)
         else:
             server.start_trying_timer(message, now)
         context = ProxyContext(self, server, message, Draft(message, routes), connection)
-        context.mark = loop_mark(message.uri)
+        context.mark = loop_mark(message.uri, routes)
+        context.breadth = breadth
         if self.stamper.records(message):
             context.record = True
             if self.targets.forces(connection.transport) or routes.ob or _contact_has_ob(message):
                 context.source_token = self.flows.token_of(connection)
-        if message.first[h.MAX_BREADTH]:
-            context.breadth = min(MAX_BREADTH, h.parse_delta(message.value(h.MAX_BREADTH) or b"", MAX_BREADTH))
-        elif len(found.groups) > 1:
-            context.breadth = MAX_BREADTH
         if found.groups:
             context.start(found.groups, now)
         elif found.unknown_user is not None:
             self.targets.decide_absent(found.unknown_user, context)
         else:
-            context.answer(found.status, now)
+            context.answer(found.status, now, found.extra)
 
     # -- what contexts ask for
 
@@ -425,13 +384,13 @@ class SipCore:
         if target.binding is not None:
             self.registration.forget(target.binding, "flow_failed")
 
-    def count_answer(self, status: int) -> None:
-        """Count an answer that goes out."""
-        self.stats.answers[status // 100] += 1
+    def avoid(self, connection: Connection, seconds: float) -> None:
+        """An address asked to be left alone for a while."""
+        self._reach.avoid(connection, seconds)
 
-    def tag_for(self, message: Message) -> bytes:
-        """Return the To tag for our own answer."""
-        return self._tags(message)
+    def redirected(self, context: ProxyContext, message: Message) -> tuple[list[Group], bool]:
+        """Return where a 3xx leads, if we follow those at all."""
+        return self.targets.redirected(context, message) if self._recurse else ([], True)
 
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """A connection is gone: its flow has failed, its bindings go, what had no answer on it yet fails."""
@@ -471,7 +430,7 @@ def _check_proxy_require(message: Message) -> None:
 
 
 def server_key(message: Message, method: bytes) -> bytes:
-    """Return the key a server transaction is found by (RFC 3261 §17.2.3): branch, sent-by, method; else as RFC 2543 did."""
+    """Return the key of a server transaction (RFC 3261 §17.2.3): branch, sent-by, method; else as RFC 2543 did."""
     via = message.via
     branch = via.branch
     if branch[:7] == b"z9hG4bK" and len(branch) > 7:

@@ -18,6 +18,7 @@ from edge.sip.uri import SipUri, UriCache
 CRLF = b"\r\n"
 DEFAULT_MAX_FORWARDS = 70
 MAX_BREADTH = 60
+_BREADTHS = [b"Max-Breadth: %d\r\n" % number for number in range(MAX_BREADTH + 1)]
 
 
 @dataclass(slots=True)
@@ -132,7 +133,7 @@ class Draft:
 
         `via` is the whole Via line. `record_routes` and `routes` are values, top first, that go before those there are;
         `path` likewise. `strict` is a value to append as the last Route (next hop without `lr`); the top Route is then `uri` already and
-        left out. `breadth` is the Max-Breadth to write, 0 to leave it alone.
+        left out. `breadth` is the Max-Breadth to write, at most `MAX_BREADTH`; 0 to leave it alone.
         """
         message, rows = self._message, self._rows.copy()
         first = message.first
@@ -144,10 +145,14 @@ class Draft:
             rows[first[h.ROUTE]] = CRLF.join(self._route_lines)
         if strict:
             rows[first[h.ROUTE]] = CRLF.join([*self._route_lines[1:], b"Route: " + strict])
-        if breadth:
-            self._set_breadth(rows, breadth)
         top = first[h.VIA]
-        rows[top] = via + CRLF + self._top + rows[top]
+        if not breadth:
+            rows[top] = via + CRLF + self._top + rows[top]
+        elif first[h.MAX_BREADTH]:
+            rows[first[h.MAX_BREADTH]] = _BREADTHS[breadth][:-2]
+            rows[top] = via + CRLF + self._top + rows[top]
+        else:
+            rows[top] = via + CRLF + self._top + _BREADTHS[breadth] + rows[top]
         if first[h.ROUTE]:
             rows = [row.removesuffix(CRLF) for row in rows if row]
         return CRLF.join((*rows, b"", message.body))
@@ -170,14 +175,6 @@ class Draft:
             rows[first[h.ROUTE]] = rows[first[h.ROUTE]] + CRLF.join(new)
         else:
             _glue(rows, last_via + 1, CRLF.join(new) + CRLF)
-
-    def _set_breadth(self, rows: list[bytes], breadth: int) -> None:
-        index = self._message.first[h.MAX_BREADTH]
-        line = b"Max-Breadth: %d" % breadth
-        if index:
-            rows[index] = line
-        else:
-            rows[-1] += CRLF + line
 
 
 def _place(existing: int, last_via: int) -> int:
@@ -209,9 +206,12 @@ def strip_top_via(message: Message) -> bytes | None:
     return CRLF.join((*rows, b"", message.body))
 
 
-def loop_mark(uri: bytes) -> bytes:
+def loop_mark(uri: bytes, routes: Routes) -> bytes:
     """Return the second part of a branch (RFC 5393 §4.2.1): what the location step looked at, and not the method."""
-    return b"%08x" % crc32(uri)
+    mark = crc32(uri)
+    for value in (*routes.tokens, b"", *routes.values) if routes is not NO_ROUTES else ():
+        mark = crc32(value + b"\0", mark)
+    return b"%08x" % mark
 
 
 def fix_top_via(message: Message, remote: Address) -> None:

@@ -1,7 +1,7 @@
-"""Ways out for SIP requests that have no flow: resolver, UDP sockets, TCP and TLS connections (RFC 3263, RFC 3261 §18.1.1).
+"""Ways out for SIP requests that have no flow: resolver, UDP, TCP and TLS (RFC 3263, RFC 3261 §18.1.1).
 
-Connections we opened are kept and used again for the same destination. Towards addresses of nobody we know, and that the
-operator did not allow (loopback, private, multicast …), nothing leaves (SIP-TRP-15).
+Connections we opened are kept and used again for the same destination. Towards addresses of nobody we know, and that
+the operator did not allow (loopback, private, multicast …), nothing leaves (SIP-TRP-15).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 from edge.connections import Connection, Handler, Listener, Transport
 from edge.datagram import UdpPort
 from edge.dialer import Dialer
-from edge.sip.proxy import Opener, Reached
+from edge.sip.branch import Opener, Reached
 from edge.sip.resolver import Destination
 from edge.sip.uri import SipUri
 
@@ -25,6 +25,8 @@ class Locator(Protocol):
     """Finds destinations (`edge.sip.resolver.Resolver`)."""
 
     def resolve(self, uri: SipUri, done: Callable[[list[Destination], int], None]) -> None: ...
+
+    def avoid(self, address: str, port: int, transport: Transport, seconds: float) -> None: ...
 
 
 class SipReach:
@@ -69,6 +71,10 @@ class SipReach:
                 return udp.flow_to(host, port)
         return connection
 
+    def avoid(self, connection: Connection, seconds: float) -> None:
+        """Leave the address of a connection out of later look-ups for a while (RFC 3261 §21.5.4)."""
+        self._resolver.avoid(connection.remote[0], connection.remote[1], connection.transport, seconds)
+
     def _permits(self, destination: Destination) -> bool:
         if not is_unicast(destination.address) or not destination.port:
             return False
@@ -88,10 +94,15 @@ class SipReach:
         known = self._open.get((destination.transport, destination.address, destination.port))
         return known if known is not None and not known.closed else None
 
+    def _is_client(self, destination: Destination) -> bool:
+        """Whether somebody registered from there: such a one is not dialled."""
+        known = self._known(destination)
+        return known is not None and known.registered > 0
+
     def _ways(self, destination: Destination, size: int) -> list[Opener]:
         udp = destination.transport is Transport.UDP
         ways: list[Opener] = [lambda: self._connect(destination)]
-        if udp and size > _LARGEST_DATAGRAM and self._may_dial and self._known(destination) is None:
+        if udp and size > _LARGEST_DATAGRAM and self._may_dial and not self._is_client(destination):
             stream = Destination(Transport.TCP, destination.address, destination.port, destination.server_name)
             ways.insert(0, lambda: self._connect(stream))
         return ways

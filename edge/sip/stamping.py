@@ -11,7 +11,6 @@ from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.sip import headers as h
 from edge.sip.addresses import Addresses
-from edge.sip.forward import loop_mark
 from edge.sip.message import Message
 
 # transport=tls was deprecated by RFC 3261 §26.2.2; with transport=tcp a phone leaves its TLS connection for plain TCP
@@ -23,6 +22,7 @@ ROUTE_TRANSPORT = {
     Transport.WS: b";transport=ws",
     Transport.WSS: b";transport=ws",
 }
+_MASK = (1 << 64) - 1
 _DIALOG_FORMING = frozenset((b"INVITE", b"SUBSCRIBE", b"REFER", b"NOTIFY"))
 _REFRESHING = frozenset((b"INVITE", b"UPDATE", b"SUBSCRIBE", b"NOTIFY", b"REFER"))
 _NOT_RECORDED = frozenset(
@@ -53,6 +53,11 @@ class Stamper:
         self._count += 1
         return b"%b.%x.%b" % (self._stem, self._count, mark or b"0")
 
+    def stateless_branch(self, message: Message) -> bytes:
+        """Return a branch that only depends on the request, for what is sent without a transaction (§16.11)."""
+        mark = hash((self._stem, message.via.text, message.uri, message.texts[h.CALL_ID])) & _MASK
+        return b"%b.s%016x.0" % (self._stem, mark)
+
     def via_line(self, connection: Connection, branch: bytes) -> bytes:
         """Write our Via for a request that leaves by `connection` (RFC 3261 §18.1.1)."""
         key = (connection.listener, connection.transport, connection.local)
@@ -65,13 +70,12 @@ class Stamper:
             self._heads[key] = head
         return head + branch
 
-    def check_loop(self, message: Message) -> None:
-        """Refuse a request that was here before in the same shape: one of our Vias carries its loop mark (RFC 5393 §4.2).
+    def check_loop(self, message: Message, mark: bytes) -> None:
+        """Refuse a request that was here before in the same shape: a Via of ours carries its loop mark (RFC 5393 §4.2).
 
         Raises:
             RemoteError: 482.
         """
-        mark = loop_mark(message.uri)
         if any(branch.rpartition(b".")[2] == mark for branch in self._own_branches(message)):
             raise RemoteError(482, "loop")
 

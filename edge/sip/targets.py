@@ -16,20 +16,26 @@ from edge.errors import RemoteError
 from edge.outbound.flows import FlowFault, FlowTable
 from edge.sip import headers as h
 from edge.sip.addresses import Addresses
+from edge.sip.branch import Group, Target
 from edge.sip.forward import Routes
+from edge.sip.grammar import split_list, unfold
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message
-from edge.sip.proxy import Group, ProxyContext, Target
-from edge.sip.uri import SipUri, UriCache
+from edge.sip.proxy import ProxyContext
+from edge.sip.uri import SipUri, UriCache, parse_uri, uri_equal
 
 
 @dataclass(slots=True)
 class Found:
-    """What was found: groups to try, or the status to answer. `unknown_user` asks the user store: 404 or 480."""
+    """What was found: groups to try, or the status to answer with the lines `extra`.
+
+    `unknown_user` asks the user store: 404 or 480.
+    """
 
     groups: list[Group] = field(default_factory=list)
     status: int = 480
     unknown_user: bytes | None = None
+    extra: tuple[bytes, ...] = ()
 
 
 Absent = Callable[[bytes, Callable[[bool], None]], None]
@@ -96,8 +102,8 @@ class TargetFinder:
     def _flow_of(self, connection: Connection, routes: Routes, now: float) -> Connection | None:
         """Return the flow our Route values name; None when the request is outgoing or they name none.
 
-        Two values of ours mean both sides of the dialog: the one below is where it goes (RFC 5626 §5.3.1). A single one that
-        names the flow the request came on means outgoing.
+        Two values of ours mean both sides of the dialog: the one below is where it goes (RFC 5626 §5.3.1). A single one
+        that names the flow the request came on means outgoing.
         """
         token = routes.tokens[-1]
         if not token:
@@ -121,9 +127,10 @@ class TargetFinder:
         if not self._addresses.serves(sender):
             raise RemoteError(403, "relay", "Not relaying")
 
-    @staticmethod
-    def _towards_route(message: Message, next_hop: SipUri) -> Target:
+    def _towards_route(self, message: Message, next_hop: SipUri) -> Target:
         if next_hop.loose:
+            if not next_hop.secure and message.uri[:5].lower() == b"sips:":  # TLS whatever the Route says (§16.6)
+                next_hop = parse_uri(b"sips" + next_hop.raw[3:])
             return Target(message.uri, locate=next_hop)
         target = Target(next_hop.target(), locate=next_hop)
         target.strict = b"<" + message.uri + b">"
@@ -137,30 +144,81 @@ class TargetFinder:
         if not bindings:
             return Found(unknown_user=aor)
         if len(bindings) == 1:
-            return Found([[self._towards_binding(bindings[0])]])
-        return Found(self._group(bindings)[: self._branches])
+            target = self._towards_binding(bindings[0], uri.secure)
+            return Found([[target]]) if target is not None else _no_security(uri)
+        return Found(groups) if (groups := self._group(bindings, uri.secure)) else _no_security(uri)
 
-    def _group(self, bindings: list[Binding]) -> list[Group]:
-        """One group for each instance, its flows best first (OB-TGT-01 to 03)."""
+    def _group(self, bindings: list[Binding], secure: bool) -> list[Group]:
+        """One group for each instance, its flows best first (OB-TGT-01 to 03); a URI on a flow only once."""
         groups: dict[bytes, list[Binding]] = {}
+        known: set[tuple[bytes, int]] = set()
         for binding in bindings:
-            groups.setdefault(binding.instance if binding.reg_id else b"\0" + binding.key, []).append(binding)
+            place = (binding.contact, binding.connection.id if binding.connection is not None else 0)
+            if place not in known:
+                known.add(place)
+                groups.setdefault(binding.instance if binding.reg_id else b"\0" + binding.key, []).append(binding)
         ordered = [sorted(group, key=_best_flow) for group in groups.values()]
         ordered.sort(key=lambda group: -group[0].q)
-        return [[self._towards_binding(binding) for binding in group] for group in ordered]
+        found = ([self._towards_binding(binding, secure) for binding in group] for group in ordered)
+        usable = ([target for target in targets if target is not None] for targets in found)
+        return [group for group in usable if group][: self._branches]
 
-    def _towards_binding(self, binding: Binding) -> Target:
+    def _towards_binding(self, binding: Binding, secure: bool) -> Target | None:
+        """Return the target a binding means; None where sips, in either place, forbids it (RFC 5630 §5.3)."""
         uri = self._uris.parse(binding.contact)
+        connection = binding.connection
         contact = uri.target() if uri.headers or b"method" in uri.parameters else binding.contact
-        target = Target(contact, binding.connection)
+        if secure or uri.secure:
+            if (secure and not uri.secure) or (connection is not None and not connection.transport.secure):
+                return None
+            if not secure:
+                contact = b"sip" + contact[4:]
+        target = Target(contact, connection)
         target.binding = binding
         target.q = binding.q
         target.routes = binding.path
-        if binding.connection is None:
+        if connection is None:
             target.locate = self._uris.parse(h.parse_name_addr(binding.path[0]).uri) if binding.path else uri
-        elif binding.reg_id or self.forces(binding.connection.transport):
-            target.token = self._flows.token_of(binding.connection)
+        elif binding.reg_id or self.forces(connection.transport):
+            target.token = self._flows.token_of(connection)
         return target
+
+    def redirected(self, context: ProxyContext, message: Message) -> tuple[list[Group], bool]:
+        """Follow the Contacts of a 3xx for a user of ours, each URI once and never from sip to sips or back.
+
+        What is followed is taken out of `message`. Returns the groups, and whether Contacts are left (§16.7 step 4).
+        """
+        asked = self._uris.parse(context.message.uri)
+        if not self._addresses.serves(asked):
+            return [], True
+        if context.tried is None:
+            context.tried = [asked]
+        groups: list[Group] = []
+        left: list[bytes] = []
+        for value in [item for row in message.values(h.CONTACT) for item in split_list(unfold(row))]:
+            found = self._follow(value, asked, context.tried)
+            if found:
+                groups += found
+            else:
+                left.append(value)
+        if groups:
+            _replace_contacts(message, left)
+        return groups, bool(left)
+
+    def _follow(self, value: bytes, asked: SipUri, tried: list[SipUri]) -> list[Group]:
+        try:
+            address = h.parse_name_addr(value)
+            uri = self._uris.parse(address.uri)
+        except RemoteError:
+            return []
+        if uri.secure is not asked.secure or any(uri_equal(uri, other) for other in tried):
+            return []
+        tried.append(uri)
+        groups = self._towards_user(uri).groups if self._addresses.serves(uri) else [[Target(uri.target(), locate=uri)]]
+        for group in groups:
+            for target in group:
+                target.q = _read_q(address.parameter(b"q"))
+        return groups
 
     def decide_absent(self, aor: bytes, context: ProxyContext) -> None:
         """Answer for a user without a binding: 404 for nobody, 480 for somebody (SIP-PRX-08)."""
@@ -174,3 +232,28 @@ class TargetFinder:
 
 def _best_flow(binding: Binding) -> tuple[bool, int, float, int]:
     return (not binding.reachable, -binding.q, -binding.refreshed_at, binding.reg_id)
+
+
+def _read_q(value: bytes | None) -> int:
+    """Return a q in thousandths, 1000 where there is none that can be read (RFC 3261 §20.10)."""
+    try:
+        return max(0, min(1000, round(float(value or b"1") * 1000)))
+    except ValueError:
+        return 1000
+
+
+def _replace_contacts(message: Message, values: list[bytes]) -> None:
+    rows = message.indexes(h.CONTACT)
+    line = b"Contact: " + b", ".join(values)
+    message.lines = [
+        line if index == rows[0] else row
+        for index, row in enumerate(message.lines)
+        if index not in rows or (index == rows[0] and values)
+    ]
+
+
+def _no_security(uri: SipUri) -> Found:
+    """Nobody can be reached as the scheme demands (RFC 5630 §5.3, §5.4)."""
+    if uri.secure:
+        return Found(extra=(b'Warning: 380 %b "SIPS Not Allowed"' % uri.host,))
+    return Found(extra=(b'Warning: 381 %b "SIPS Required"' % uri.host,))

@@ -11,7 +11,8 @@
        │ 300-699 ─────► COMPLETED (G, H)           │ final ───► gone; on UDP J leaves key → octets of the answer
        └── ACK ───────► CONFIRMED (I)
 
-Every machine has one timer in the wheel, set to whichever of its deadlines comes first. `now` is an argument.
+Every machine has one timer in the wheel, set to whichever of its deadlines comes first; a deadline that moves away is
+left to be found out when the old one passes. `now` is an argument.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ T1 = 0.5
 T2 = 4.0
 T4 = 5.0
 TIMEOUT_S = 64 * T1  # B, F, H, J, L, M
+TIMER_C_S = 185.0  # RFC 3261 §16.6 step 11: more than three minutes
 TIMER_D = 32.0
 TRYING_DELAY_S = 3.5  # RFC 4320 §4.1
 _FINALS_STEP_S = 0.5
+_SLACK_S = 1e-6  # the wheel may call that much too early
 
 
 class State(IntEnum):
@@ -61,6 +64,28 @@ class ClientUser(Protocol):
     def handle_failure(self, client: ClientTransaction, reason: str, now: float) -> None: ...
 
     def build_ack(self, client: ClientTransaction, message: Message) -> bytes: ...
+
+
+class Nobody:
+    """Whom a transaction tells when nobody waits for it: one that is over, or a CANCEL, whose INVITE is what counts."""
+
+    __slots__ = ()
+
+    def handle_response(self, client: ClientTransaction, message: Message, now: float) -> None:
+        """Nothing to do."""
+
+    def handle_timeout(self, client: ClientTransaction, now: float) -> None:
+        """Nothing to do."""
+
+    def handle_failure(self, client: ClientTransaction, reason: str, now: float) -> None:
+        """Nothing to do."""
+
+    def build_ack(self, client: ClientTransaction, message: Message) -> bytes:
+        """Never asked for: neither has an ACK."""
+        return b""
+
+
+NOBODY = Nobody()
 
 
 class ServerTransaction(Timed):
@@ -150,7 +175,7 @@ class ServerTransaction(Timed):
         self.layer.wheel.start(self, due)
 
     def handle_timer(self, now: float) -> None:
-        if now >= self._ends_at:
+        if now + _SLACK_S >= self._ends_at:
             self._handle_end(now)
             return
         if not self.invite:
@@ -167,9 +192,10 @@ class ServerTransaction(Timed):
     def _handle_end(self, now: float) -> None:
         if self.state is State.COMPLETED:
             self.layer.acks_missing += 1
+        user = self.user
         self.layer.end_server(self)
-        if self.user is not None:
-            self.user.handle_server_ended(now)
+        if user is not None:
+            user.handle_server_ended(now)
 
 
 class ClientTransaction(Timed):
@@ -216,8 +242,9 @@ class ClientTransaction(Timed):
                 self.user.handle_response(self, message, now)
         elif not self.invite:
             if state <= State.PROCEEDING:
+                user = self.user
                 self.layer.end_client(self)
-                self.user.handle_response(self, message, now)
+                user.handle_response(self, message, now)
         elif status < 300:
             if state <= State.PROCEEDING or state is State.ACCEPTED:
                 self._enter_accepted(now)
@@ -229,8 +256,9 @@ class ClientTransaction(Timed):
         if self.state is State.PROCEEDING:
             return
         self.state = State.PROCEEDING
-        if self.invite:  # timer C of the proxy takes over
-            self.layer.wheel.stop(self)
+        if self.invite:
+            self._retransmit_at = 0.0
+            self.ends_at = now + TIMER_C_S
         elif not self.reliable:
             self._interval = T2
             self._arm()
@@ -250,61 +278,71 @@ class ClientTransaction(Timed):
             return
         if self.state > State.PROCEEDING:
             return
-        self.ack = self.user.build_ack(self, message)
+        user = self.user
+        self.ack = user.build_ack(self, message)
         self.connection.send(self.ack)
         if self.reliable:
             self.layer.end_client(self)
         else:
+            self.user = NOBODY
             self.state = State.COMPLETED
             self.request = b""
             self._retransmit_at = 0.0
             self.ends_at = now + TIMER_D
             self._arm()
-        self.user.handle_response(self, message, now)
+        user.handle_response(self, message, now)
 
     def restart_timer_c(self, deadline: float) -> None:
-        """Run until `deadline` without a final answer (§16.6 step 11); only while proceeding."""
+        """Run until `deadline` without a final answer (§16.6 step 11); only an INVITE that is proceeding."""
         if self.state is State.PROCEEDING:
             self.ends_at = deadline
-            self._retransmit_at = 0.0
             self._arm()
 
     def _arm(self) -> None:
+        """Have the wheel call at the next deadline; a call that comes too early does no harm and saves moving it."""
         due = self.ends_at
         if self._retransmit_at and self._retransmit_at < due:
             due = self._retransmit_at
-        self.layer.wheel.start(self, due)
+        if self._slot is None or self.timer_deadline > due:
+            self.layer.wheel.start(self, due)
 
     def handle_timer(self, now: float) -> None:
-        if now >= self.ends_at:
-            waiting = self.state <= State.PROCEEDING
-            if not (waiting and self.invite and self.state is State.PROCEEDING):
-                self.layer.end_client(self)
-            if waiting:
-                self.user.handle_timeout(self, now)
+        if now + _SLACK_S >= self.ends_at:
+            self._handle_end(now)
             return
-        self.connection.send(self.request)
-        self.layer.retransmissions_sent += 1
-        if self.invite:
-            self._interval *= 2
-        elif self.state is State.TRYING:
-            self._interval = min(2 * self._interval, T2)
-        self._retransmit_at += self._interval
+        if self._retransmit_at and now + _SLACK_S >= self._retransmit_at:
+            self.connection.send(self.request)
+            self.layer.retransmissions_sent += 1
+            if self.invite:
+                self._interval *= 2
+            elif self.state is State.TRYING:
+                self._interval = min(2 * self._interval, T2)
+            self._retransmit_at += self._interval
         self._arm()
+
+    def _handle_end(self, now: float) -> None:
+        """Timer B, D, F or M, or what stands for timer C: an INVITE that proceeds is its user's to end."""
+        user = self.user
+        waiting = self.state <= State.PROCEEDING
+        if not (self.invite and self.state is State.PROCEEDING):
+            self.layer.end_client(self)
+        if waiting:
+            user.handle_timeout(self, now)
 
     def fail(self, reason: str, now: float) -> None:
         """The transport could not carry the request, or lost its connection before any final answer."""
         if self.state <= State.PROCEEDING:
+            user = self.user
             self.layer.end_client(self)
-            self.user.handle_failure(self, reason, now)
+            user.handle_failure(self, reason, now)
 
 
 class Transactions:
     """All live transactions, found by branch; what lingers for timer J is a key and the octets of one answer."""
 
     __slots__ = (
-        "_finals_due", "_finals_now", "_finals_until", "acks_missing", "clients", "finals", "retransmissions_absorbed", "retransmissions_sent",
-        "servers", "wheel",
+        "_finals_due", "_finals_now", "_finals_until", "acks_missing", "clients", "finals", "retransmissions_absorbed",
+        "retransmissions_sent", "servers", "wheel",
     )  # fmt: skip
 
     def __init__(self, wheel: TimerWheel) -> None:
@@ -329,13 +367,14 @@ class Transactions:
         """Forget a server transaction."""
         if self.servers.pop(server.key, None) is not None:
             server.state = State.TERMINATED
-            server.trying = None
+            server.trying = server.user = None
             self.wheel.stop(server)
             server.connection.release_use()
 
     def end_client(self, client: ClientTransaction) -> None:
         """Forget a client transaction."""
         client.state = State.TERMINATED
+        client.user = NOBODY
         self.clients.pop(client.branch, None)
         self.wheel.stop(client)
 

@@ -1,0 +1,194 @@
+"""One branch of a request: where it goes, its client transaction, its CANCEL (RFC 3261 §16.6, §9.1), sans-IO.
+
+    send ─► CALLING ─► 1xx ─► final              ─► the context chooses
+               │        └──── timer C ─► CANCEL ─► 32 s of silence ─► as if it had ended
+               ├─ no way, no answer, 503 ─► the next address of the same target, in a new transaction
+               └─ none left ─► the context: the next flow, else 430 (a flow), 503 or 408
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from edge.connections import Connection
+from edge.sip import headers as h
+from edge.sip.forward import derive_request
+from edge.sip.location import Binding
+from edge.sip.message import Message
+from edge.sip.stamping import Stamper
+from edge.sip.transaction import NOBODY, TIMEOUT_S, TIMER_C_S, ClientTransaction, State, Transactions
+from edge.sip.uri import SipUri
+
+if TYPE_CHECKING:
+    from edge.sip.proxy import ProxyContext
+
+FLOW_FAILED = 430
+_NO_VALUES: list[bytes] = []
+
+
+class Target:
+    """One place a request may go.
+
+    `uri` becomes the Request-URI; `routes` go before the Route values left. `connection` is the flow to use; without
+    one `locate` (the URI that decides about address and transport) is resolved. `token` is what to record-route
+    towards it.
+    `strict` is the value to append as last Route for a next hop without `lr`.
+    """
+
+    __slots__ = ("binding", "connection", "locate", "q", "routes", "strict", "token", "uri")
+
+    def __init__(self, uri: bytes, connection: Connection | None = None, locate: SipUri | None = None) -> None:
+        self.uri = uri
+        self.connection = connection
+        self.locate = locate
+        self.routes: tuple[bytes, ...] = ()
+        self.token: bytes | None = None
+        self.binding: Binding | None = None
+        self.strict = b""
+        self.q = 1000
+
+
+Group = list[Target]
+Opener = Callable[[], Connection]
+Reached = Callable[[list[Opener], int], None]
+
+
+class Core(Protocol):
+    """What a context and its branches need of the core that owns them."""
+
+    transactions: Transactions
+    stamper: Stamper
+    max_branches: int
+
+    def reach(self, target: Target, size: int, reached: Reached) -> None:
+        """Find ways to a target, in the order to try them, perhaps later; none and a status when there are none."""
+
+    def record_routes(self, context: ProxyContext, target: Target, connection: Connection) -> list[bytes]: ...
+
+    def redirected(self, context: ProxyContext, message: Message) -> tuple[list[Group], bool]:
+        """Return what to try for a 3xx, taken out of its Contacts, and whether any are left. No groups: relay it."""
+
+    def flow_failed(self, target: Target, now: float) -> None: ...
+
+    def avoid(self, connection: Connection, seconds: float) -> None: ...
+
+    def count_answer(self, status: int) -> None: ...
+
+    def tag_for(self, message: Message) -> bytes: ...
+
+    def clock(self) -> float: ...
+
+
+class Branch:
+    """One client transaction of a context; see `ClientUser`. `breadth` is its share of Max-Breadth."""
+
+    __slots__ = ("_heard", "_later", "breadth", "cancel_wanted", "cancelled", "client", "context", "group", "target")
+
+    def __init__(
+        self, context: ProxyContext, target: Target, group: Group, later: list[Opener], breadth: int
+    ) -> None:
+        self.context = context
+        self.target = target
+        self.group = group
+        self.breadth = breadth
+        self.cancelled = False
+        self.cancel_wanted: list[bytes] | None = None
+        self._later = later
+        self._heard = False
+        self.client: ClientTransaction
+
+    def send(self, connection: Connection, now: float) -> None:
+        """Send the request of the context here as a new client transaction."""
+        context = self.context
+        core = context.core
+        branch = core.stamper.new_branch(context.mark)
+        request = context.draft.build(
+            self.target.uri,
+            core.stamper.via_line(connection, branch),
+            record_routes=core.record_routes(context, self.target, connection) if context.record else _NO_VALUES,
+            path=context.path,
+            routes=self.target.routes,
+            strict=self.target.strict,
+            breadth=self.breadth,
+        )
+        self.client = ClientTransaction(core.transactions, branch, context.server.invite, request, connection, self)
+        self.client.start(now)
+
+    def handle_response(self, client: ClientTransaction, message: Message, now: float) -> None:
+        """An answer came to this branch."""
+        if message.status < 200:
+            self._handle_provisional(client, message, now)
+        elif message.status != 503 or self.target.connection is not None or not self._leave_address(message, now):
+            self.context.handle_final(self, message, now)
+
+    def _handle_provisional(self, client: ClientTransaction, message: Message, now: float) -> None:
+        self._heard = True
+        if not client.invite or self.cancelled:
+            return
+        if self.cancel_wanted is not None:
+            self.cancel(self.cancel_wanted, now)
+        elif message.status > 100:
+            client.restart_timer_c(now + TIMER_C_S)
+            self.context.forward(message, now)
+
+    def _leave_address(self, message: Message, now: float) -> bool:
+        """A 503: keep away for as long as it says; True when another address is tried (RFC 3263 §4.3, §21.5.4)."""
+        seconds = _retry_after(message)
+        if seconds:
+            self.context.core.avoid(self.client.connection, seconds)
+        return self._try_next_address(now)
+
+    def handle_timeout(self, client: ClientTransaction, now: float) -> None:
+        """Timer B, F or C, or silence behind our CANCEL."""
+        if client.state is not State.PROCEEDING:  # B or F; an address that spoke is not given up for another
+            if self._heard:
+                self.context.handle_silence(self, 408, now)
+            elif not self._try_next_address(now):
+                self.context.handle_flow_failure(self, 408, now)
+        elif self.cancelled:
+            self.context.core.transactions.end_client(client)
+            self.context.handle_silence(self, 487 if self.context.cancelled else 408, now)
+        else:
+            self.cancel([], now)
+
+    def handle_failure(self, client: ClientTransaction, reason: str, now: float) -> None:
+        """The request could not be carried, or the connection went before any answer (§16.9)."""
+        if not self._try_next_address(now):
+            status = 503 if self.target.connection is None else FLOW_FAILED
+            self.context.handle_flow_failure(self, status, now)
+
+    def _try_next_address(self, now: float) -> bool:
+        if not self._later or self.cancel_wanted is not None or self.context.closed:
+            return False
+        self.send(self._later.pop(0)(), now)
+        return True
+
+    def build_ack(self, client: ClientTransaction, message: Message) -> bytes:
+        """Write the ACK for a refusal."""
+        return derive_request(client.request, b"ACK", message.lines[message.first[h.TO]])
+
+    def cancel(self, reasons: list[bytes], now: float) -> None:
+        """Cancel this branch once it has a provisional answer (§9.1)."""
+        client = self.client
+        if self.cancelled or client.state > State.PROCEEDING:
+            return
+        if client.state is not State.PROCEEDING:
+            self.cancel_wanted = reasons
+            return
+        self.cancelled = True
+        request = derive_request(client.request, b"CANCEL", extra=reasons)
+        layer = client.layer
+        ClientTransaction(layer, cancel_key(client.branch), False, request, client.connection, NOBODY).start(now)
+        client.restart_timer_c(now + TIMEOUT_S)
+
+
+def cancel_key(branch: bytes) -> bytes:
+    """Return the key of the client transaction of a CANCEL: it shares the branch of its INVITE."""
+    return branch + b"~CANCEL"
+
+
+def _retry_after(message: Message) -> int:
+    """Return the seconds of Retry-After, 0 without one that can be read (RFC 3261 §20.33)."""
+    value = message.value(h.RETRY_AFTER)
+    return 0 if value is None else h.parse_delta(value.partition(b";")[0].partition(b"(")[0].strip(), 0)
