@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -138,6 +138,11 @@ class Connection(Timed):
     def send(self, data: bytes) -> None:
         """Queue one whole message (or a piece of a stream); see the module's picture."""
         raise NotImplementedError
+
+    def send_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Send many octets given in a few parts, at once."""
+        self.send(b"".join(parts))
+        self.flush()
 
     def flush(self) -> None:
         """Hand what was queued in this turn to the kernel."""

@@ -1,9 +1,14 @@
-"""Gives back to the system what many connections at once have left behind in the heap."""
+"""How the heap behaves: what is kept for the next read, and what is given back after many connections at once."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEEP_FREE = 16 << 20  # octets at the top of the heap that stay ours
+_LARGE = 4 << 20  # blocks from this size on get pages of their own
 
 
 def _find_trim() -> Callable[[int], object] | None:
@@ -15,6 +20,21 @@ def _find_trim() -> Callable[[int], object] | None:
     trim.argtypes = [ctypes.c_size_t]
     trim.restype = ctypes.c_int
     return trim
+
+
+def keep_buffers() -> None:
+    """Have buffers of the size of a read come from pages that are there, instead of faulting in new ones each time.
+
+    A relayed file takes two blocks of 256 KiB for each read, which glibc by itself takes from the system and gives
+    back each time: a fifth of the work. Memory that stays free this way is at most 16 MiB; other C libraries have no
+    `mallopt`, and are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    mallopt(_M_TRIM_THRESHOLD, _KEEP_FREE)
 
 
 _TRIM = _find_trim()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from edge.certificates import peer_names
@@ -129,6 +129,19 @@ class StreamConnection(Connection, asyncio.Protocol):
         if self.codec is not None:
             data = self.codec.encode_message(data)
         self.write(data)
+
+    def send_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Send many octets in a few parts now, not copied together where the transport takes them so."""
+        transport = self._transport
+        direct = self.codec is None and not self.transport.secure and not self.queue_limit
+        if not direct or transport is None or self.closed:
+            self.send(b"".join(parts))
+            self.flush()
+            return
+        self.flush()
+        self.table.mark_dirty(self)  # to be looked at when it takes nothing
+        self.octets_out += sum(map(len, parts))
+        transport.writelines(parts)
 
     def write(self, data: bytes) -> None:
         """Queue wire bytes as they are, past the WebSocket framing."""

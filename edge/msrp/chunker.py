@@ -33,6 +33,8 @@ PUMP_LIMIT = 65536  # octets written before others get the loop
 FEEDER_HIGH = 131072
 FEEDER_LOW = 65536
 _NO_LIMIT = 1 << 62
+_FEW = 64  # parts that may leave without being copied together, when they are
+_LARGE = 65536  # octets in all
 
 Part = bytes | memoryview
 
@@ -107,7 +109,11 @@ class Outbox:
         gathered = self._gathered
         if gathered:
             self._gathered = []
-            self._send(b"".join(gathered))
+            if len(gathered) < _FEW and sum(map(len, gathered)) > _LARGE:
+                self._recent = 0
+                self.connection.send_parts(gathered)
+            else:
+                self._send(b"".join(gathered))
 
     def send_frame(self, frame: bytes) -> None:
         """Write a frame that must not wait: a response, a REPORT."""

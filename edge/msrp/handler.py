@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from edge.errors import RemoteError
 from edge.msrp.chunker import Outbox
 from edge.msrp.frame import COMMENTS, TRANSACTION_ID, Head, build_response
-from edge.msrp.framing import END_LINE, STREAMING, Frame, FrameReader
+from edge.msrp.framing import END_LINE, STREAMING, Frame, FrameReader, find_line
 from edge.msrp.outstream import MIN_PIECE, OutStream
 from edge.msrp.report import PENDING_LIMIT, REPORTS_PER_SECOND, Forwarded
 from edge.msrp.route import Route
@@ -205,7 +205,7 @@ class MsrpHandler(Timed):
         route = self.routes.get(paths)
         if route is None or not route.valid or now >= route.expires_at or route.refused:
             return 0
-        stop = _expect_end(data, body_at, start, end) if len(end) > 3 else data.find(END_LINE, body_at)
+        stop = _expect_end(data, body_at, start, end) if len(end) > 3 else find_line(data, body_at)
         after = stop + _END + len(identifier)
         flag = data[after : after + 3]
         if stop < 0 or flag not in _FLAGS or not data.startswith(identifier, stop + _END):
@@ -462,7 +462,7 @@ def _expect_end(data: bytes, body_at: int, start: bytes, end: bytes) -> int:
         # Backwards is two times faster, and no end-line before the expected one makes that the first.
         if data.startswith(END_LINE, expected) and data.rfind(END_LINE, body_at, max(expected + _END - 1, body_at)) < 0:
             return expected
-    return data.find(END_LINE, body_at)
+    return find_line(data, body_at)
 
 
 def _is_plausible(start: bytes, end: bytes, total: bytes) -> bool:

@@ -64,6 +64,9 @@ class Recorder(Connection):
         if not self.closed:
             self.sent.append(data)
 
+    def send_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        self.send(b"".join(parts))
+
     def unsent(self) -> int:
         return self.backlog
 
