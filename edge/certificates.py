@@ -117,6 +117,16 @@ def certificate_facts(path: str | Path, source: str = "defaults") -> str:
     return f"{names}; {'EXPIRED' if until < dt.datetime.now(dt.UTC) else 'valid until'} {until:%Y-%m-%d}"
 
 
+def missing_names(path: str | Path, hosts: Sequence[str]) -> list[str]:
+    """Return those of `hosts` that the certificate in a file does not name (RFC 4976 §9.2)."""
+    certificate = x509.load_pem_x509_certificate(Path(path).read_bytes())
+    names: set[str] = set()
+    with contextlib.suppress(x509.ExtensionNotFound):
+        alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = {_canonical(str(name.value)) for name in alternatives}
+    return [host for host in hosts if _canonical(host) not in names]
+
+
 def names_host(certificate: Mapping[str, Any], host: str) -> bool:
     """Tell whether a verified certificate (as `getpeercert` gives it) is one for this host (RFC 5922 §7.2).
 

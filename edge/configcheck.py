@@ -13,6 +13,7 @@ from edge.settings import (
     TOKEN_KEY_OCTETS,
     Admin,
     Listen,
+    Msrp,
     Settings,
     Storage,
     TransportName,
@@ -24,6 +25,7 @@ from edge.settings import (
 
 SMALLEST_CHUNK = 2048  # a chunk is never cut below this (RFC 4975 §7.1.1)
 SHORTEST_IDLE_S = 32.0  # 64*T1: a shorter one cuts connections under running transactions (RFC 3261 §17)
+_NEEDED_METHODS = ("SEND", "REPORT", "AUTH")
 
 # Keys of the contract whose function this version does not have; the list shrinks as they arrive.
 _NOT_AVAILABLE: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
@@ -173,8 +175,23 @@ def _check_limits(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "limits.request_uri", f"must be below limits.start_line ({limits.start_line})"
     if limits.header_line > limits.header_block:
         yield "limits.header_line", f"is above limits.header_block ({limits.header_block})"
-    if 0 < settings.msrp.max_chunk_size < SMALLEST_CHUNK:
-        yield "msrp.max_chunk_size", f"expected 0 (no limit) or at least {SMALLEST_CHUNK}"
+    yield from _check_relay(settings.msrp)
+
+
+def _check_relay(msrp: Msrp) -> Iterator[tuple[str, str]]:
+    sizes = {"msrp.max_chunk_size": msrp.max_chunk_size}
+    for hop, size in msrp.chunk_sizes.items():
+        yield from _check_host_port(hop, "msrp.chunk_sizes")
+        sizes[f'msrp.chunk_sizes."{hop}"'] = size
+    for key, size in sizes.items():
+        if 0 < size < SMALLEST_CHUNK:
+            yield key, f"expected 0 (no limit) or at least {SMALLEST_CHUNK}"
+    for index, method in enumerate(msrp.blocked_methods):
+        if not re.fullmatch("[A-Z_]+", method) or method in _NEEDED_METHODS:
+            yield f"msrp.blocked_methods[{index}]", f'"{method}" is no method that can be left out'
+    for index, user in enumerate(msrp.users):
+        if not user or any(character.isspace() for character in user):
+            yield f"msrp.users[{index}]", f'"{user}" is no user name'
 
 
 def _check_admin(admin: Admin) -> Iterator[tuple[str, str]]:

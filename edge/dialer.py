@@ -11,7 +11,7 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from edge.certificates import names_host
 from edge.connections import Address, Connection, ConnectionTable, Handler, Listener, Transport
@@ -42,25 +42,43 @@ class Dialer:
         listener: Listener | None = None,
         server_name: str = "",
         check_address: Callable[[str], bool] = lambda address: True,
+        locate: Callable[[str, bool], Awaitable[list[Address]]] | None = None,
     ) -> Connection:
-        """Open a connection to a host name or address. `check_address` may refuse what a name resolved to."""
+        """Open a connection to a host name or address. `check_address` may refuse what a name resolved to.
+
+        `locate` (host, whether secure) may name the servers of a host, (name, port) in the order to try them.
+        """
         connection = StreamConnection(self._table, transport, (host, port), ("", 0), listener, handler)
         connection.outgoing = True
         if transport.secure:
             name = server_name or host
             connection.verify_peer = lambda session: names_host(session.getpeercert() or {}, name)
-        task = self._table.loop.create_task(self._open(connection, host, port, server_name or host, check_address))
+        task = self._table.loop.create_task(
+            self._open(connection, [(host, port)], server_name or host, check_address, locate)
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return connection
 
     async def _open(
-        self, connection: StreamConnection, host: str, port: int, name: str, allowed: Callable[[str], bool]
+        self,
+        connection: StreamConnection,
+        places: list[Address],
+        name: str,
+        allowed: Callable[[str], bool],
+        locate: Callable[[str, bool], Awaitable[list[Address]]] | None,
     ) -> None:
         reason = "timed_out"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeout_s):
-                reason = await self._try_addresses(connection, host, port, name, allowed)
+                if locate is not None:
+                    places = await locate(places[0][0], connection.transport.secure)
+                if not places:
+                    reason = "not_found"
+                for host, port in places:
+                    reason = await self._try_addresses(connection, host, port, name, allowed)
+                    if not reason:
+                        break
         if reason and not connection.closed:
             connection.dial_failed(reason)
 

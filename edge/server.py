@@ -41,6 +41,7 @@ from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
 from edge.outbound.stun import answer as answer_stun
 from edge.outbound.token import TokenKeys
+from edge.relayfinder import RelayFinder
 from edge.sip.addresses import Addresses
 from edge.sip.branch import Reached
 from edge.sip.reach import SipReach
@@ -91,6 +92,7 @@ class Server:
         settings = self._settings
         sockets = bind_all(settings.listen, self._source)
         self._tls = TlsContexts(settings, self._source)
+        self._check_relay_names()
         self._storage = self._open_storage()
         self.bus = EventBus()
         EventLog(self.bus, self._loop.time)
@@ -115,6 +117,18 @@ class Server:
         await self._start_admin()
         self._housekeeping = self._loop.call_later(_HOUSEKEEPING_S, self._keep_house)
         self._listening = True
+
+    def _check_relay_names(self) -> None:
+        """Refuse a certificate that does not name what our `msrps` URIs say (RFC 4976 §9.2); warn about our own."""
+        listens = [listen for listen in self._settings.listen if {"tls", "wss"} & set(listen.transports)]
+        hosts = [listen.advertised_host for listen in listens if listen.advertise and "msrp" in listen.protocols]
+        if self._settings.msrp.use_path:
+            hosts.append(_host_port(self._settings.msrp.use_path)[0])
+        missing = self._tls.missing_names(hosts) if listens else []
+        if missing and not self._tls.self_signed:
+            raise ConfigError(self._source, "tls.certificate", f"does not name {missing[0]}, as URIs of ours do")
+        if missing:
+            log.warning("certificate does not name the relay host=%s", missing[0])
 
     def _open_storage(self) -> Storage:
         try:
@@ -225,6 +239,13 @@ class Server:
             allow_targets=msrp.allowed_networks,
             share_links=msrp.share_links,
             report_timeout=msrp.report_timeout,
+            chunk_sizes=msrp.next_hop_chunk_sizes,
+            link_grace=msrp.link_grace,
+            websocket_piece=msrp.websocket_piece,
+            max_message_size=msrp.max_message_size,
+            blocked_methods=frozenset(method.encode() for method in msrp.blocked_methods),
+            sessions_per_connection=msrp.sessions_per_connection,
+            connects_per_second=msrp.connects_per_second,
             auth_failures=settings.limits.auth_failures,
         )
         realm = self._realm(settings.domains[0])
@@ -241,6 +262,7 @@ class Server:
             clock=self._loop.time,
             soon=self._loop.call_soon,
             publish=self.bus.publish,
+            permits=_permits(msrp.users),
         )
 
     def _dial_msrp(
@@ -248,7 +270,13 @@ class Server:
     ) -> Connection:
         transport = Transport.TLS if secure else Transport.TCP
         return self._dialer.connect(
-            transport, host, port, handler, listener=self._listeners[0], check_address=check_address
+            transport,
+            host,
+            port,
+            handler,
+            listener=self._listeners[0],
+            check_address=check_address,
+            locate=None if port else self._relay_finder.find,
         )
 
     # -- ports
@@ -274,6 +302,7 @@ class Server:
             nameservers=settings.sip.nameservers,
             timeout_s=settings.sip.dns_timeout,
         )
+        self._relay_finder = RelayFinder(settings.sip.nameservers, settings.sip.dns_timeout, self._random)
         self._reach = SipReach(
             resolver=self._resolver,
             dialer=self._dialer,
@@ -413,6 +442,12 @@ class Server:
 
 
 _FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "msrp", "policy", "hooks", "accounting", "admin")
+
+
+def _permits(users: tuple[str, ...]) -> Callable[[bytes], bool]:
+    """Make the answer to whether a user may use the relay; without a list everybody may who has a password."""
+    names = frozenset(user.encode() for user in users)
+    return lambda username: not names or username in names
 
 
 def _host_port(text: str) -> Address:

@@ -140,23 +140,40 @@ class Outbound(Section, frozen=True):
         return tuple(bytes.fromhex(key) for key in self.token_keys)
 
 
+ChunkSize = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
 class Msrp(Section, frozen=True):
     """The MSRP relay (RFC 4976)."""
 
     min_expires: Expires = 60
     max_expires: Expires = 3600
     default_expires: Expires = 600
-    max_chunk_size: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 65536
+    max_chunk_size: ChunkSize = 65536
     require_tls: bool = True
     allow_targets: tuple[str, ...] = ()
     share_links: bool = False
     report_timeout: Wait = 30.0
     use_path: str = ""
+    chunk_sizes: dict[str, ChunkSize] = msgspec.field(default_factory=dict)
+    link_grace: Wait = 2.0
+    websocket_piece: Annotated[int, msgspec.Meta(ge=2048, le=65536)] = 2048
+    max_message_size: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
+    blocked_methods: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    sessions_per_connection: Count = 32
+    connects_per_second: Count = 10
 
     @property
     def allowed_networks(self) -> tuple[Network, ...]:
         """Networks dialled besides public ones; parsed at every call, so keep the result."""
         return parse_networks(self.allow_targets)
+
+    @property
+    def next_hop_chunk_sizes(self) -> dict[tuple[str, int], int]:
+        """`chunk_sizes` by host, in lower case, and port."""
+        sizes = {split_host_port(hop): size for hop, size in self.chunk_sizes.items()}
+        return {(host.lower(), port): size for (host, port), size in sizes.items()}
 
 
 class Limits(Section, frozen=True):

@@ -14,6 +14,7 @@ HIGH_WATER = 65536
 LOW_WATER = 16384
 _HALF_CLOSED_S = 32.0  # 64*T1: as long as an answer may still be due
 LINGER_S = 2.0  # after our last octet: as long as a peer may go on sending before it has read that
+_CLOSE_CODES = {"shutdown": 1001, "protocol_error": 1002}  # of a WebSocket (RFC 6455 §7.4.1)
 
 
 class StreamConnection(Connection, asyncio.Protocol):
@@ -202,7 +203,7 @@ class StreamConnection(Connection, asyncio.Protocol):
             return
         self._end = self._end or reason
         if self.codec is not None and not self.closed:
-            self.write(self.codec.encode_close(1001 if reason == "shutdown" else 1000))
+            self.write(self.codec.encode_close(_CLOSE_CODES.get(reason, 1000)))
         self.flush()
         self.table.end(self, reason, failed=False)
         if self._transport is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
-from edge.certificates import client_ssl_context, load_ssl_context, make_self_signed
+from edge.certificates import client_ssl_context, load_ssl_context, make_self_signed, missing_names
 from edge.config import Settings
 from edge.errors import ConfigError
 
@@ -34,6 +35,10 @@ class TlsContexts:
     def client(self) -> ssl.SSLContext:
         """Return the context for connections we open."""
         return self._client
+
+    def missing_names(self, hosts: Sequence[str]) -> list[str]:
+        """Return those of `hosts` that our certificate does not name."""
+        return missing_names(self._paths()[0], hosts)
 
     def reload(self, settings: Settings) -> None:
         """Load the files again. Raises ConfigError; the old contexts stay then."""

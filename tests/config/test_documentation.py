@@ -27,7 +27,7 @@ def keys_of(kind: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(inner, type) and issubclass(inner, Section):
             keys |= keys_of(inner, f"{prefix}{field.name}.")
         else:
-            keys[prefix + field.name] = field.default
+            keys[prefix + field.name] = {} if field.default_factory is dict else field.default
     return keys
 
 
