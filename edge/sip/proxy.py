@@ -22,6 +22,7 @@ from edge.sip.uri import SipUri
 ELSEWHERE = b'Reason: SIP;cause=200;text="Call completed elsewhere"'
 _ADDED_OCTETS = 300  # what we write into a request that leaves: Via, Record-Route
 _OVER_MESSAGE = Message()  # stand in for a request that is over
+_OVER_MESSAGE.uri = b""
 _OVER_DRAFT: Draft = object.__new__(Draft)
 
 

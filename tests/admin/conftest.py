@@ -32,6 +32,7 @@ from edge.msrp.relay import Relay, RelaySettings
 from edge.outbound.flows import FlowTable
 from edge.outbound.token import TokenKeys
 from edge.sip.access import Access
+from edge.sip.addresses import Addresses
 from edge.sip.answers import ToTags
 from edge.sip.core import SipCore
 from edge.sip.framing import SipFraming
@@ -39,7 +40,6 @@ from edge.sip.location import Location
 from edge.sip.message import MessageLimits
 from edge.sip.registrar import Registrar, RegistrarSettings
 from edge.sip.registration import Registration
-from edge.sip.addresses import Addresses
 from edge.sip.targets import TargetFinder
 from edge.sip.transaction import State, Transactions
 from edge.sip.uri import SipUri, UriCache

@@ -180,6 +180,17 @@ async def test_transactions(edge: Edge, admin: Admin) -> None:
         assert b"branch=" + rows["client"]["id"].encode() in received
 
 
+async def test_transactions_of_an_answered_call(edge: Edge, admin: Admin) -> None:
+    """They linger for repeats of the 200 (RFC 6026), when the request itself is forgotten already."""
+    async with sip(edge, "alice") as alice, sip(edge, "bob", reg_id=1) as bob:
+        bob.on_request = lambda ua, request: 200
+        await bob.register()
+        await alice.request("INVITE", bob.uri)
+        rows = {row["kind"]: row for row in await admin.items("transactions") if row["method"] == "INVITE"}
+        assert {row["state"] for row in rows.values()} == {"accepted"}
+        assert rows["server"]["uri"] == ""
+
+
 async def test_limit(edge: Edge, admin: Admin) -> None:
     async with sip(edge, "alice") as alice, sip(edge, "bob") as bob:
         await alice.register()
