@@ -258,6 +258,9 @@ class ConnectionTable:
         self._trusted = trusted
         self._per_source: dict[str, int] = {}
         self._serial = 0
+        # uvloop's transports gather what a turn writes by themselves; asyncio's send at once, so there we wait for its end
+        self._gathering = type(loop).__module__.startswith("uvloop")
+        self._reading = False
         self._dirty: list[Connection] = []
         self._written: set[Connection] = set()
         self._ticker: asyncio.TimerHandle | None = None
@@ -383,9 +386,19 @@ class ConnectionTable:
 
     def mark_dirty(self, connection: Connection) -> None:
         """Flush `connection` at the end of this turn of the loop."""
-        if not self._dirty:
+        if not self._dirty and not self._reading:
             self.loop.call_soon(self.flush)
         self._dirty.append(connection)
+
+    def begin_read(self) -> None:
+        """A handler is about to get octets; what it sends is flushed by `end_read` where the transports gather."""
+        self._reading = self._gathering
+
+    def end_read(self) -> None:
+        """The handler has returned."""
+        self._reading = False
+        if self._gathering and self._dirty:
+            self.flush()
 
     def flush(self) -> None:
         """Write out everything queued in this turn, one write for each connection."""

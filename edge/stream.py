@@ -77,10 +77,16 @@ class StreamConnection(Connection, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand octets to the handler; those that come after our end are thrown away."""
-        now = self.last_received = self.table.now()
+        table = self.table
+        now = self.last_received = table.now()
         self.octets_in += len(data)
-        if not self.closed:
+        if self.closed:
+            return
+        table.begin_read()
+        try:
             self.handler.receive_data(self, data, now)
+        finally:
+            table.end_read()
 
     def eof_received(self) -> bool:
         """The peer has finished sending; True keeps the way back open for answers that are owed."""
