@@ -1,7 +1,7 @@
 """Answers we author ourselves (RFC 3261 §8.2.6), sans-IO.
 
-What identifies the request (Via rows, From, To, Call-ID, CSeq) is copied octet for octet; the start line and the headers
-of our own are written with `sipmessage`, once for each kind of answer, and remembered.
+What identifies the request (Via rows, From, To, Call-ID, CSeq) is copied octet for octet; the start line and the
+headers of our own are written with `sipmessage`, once for each kind of answer, and remembered.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def options_headers() -> tuple[bytes, ...]:
 
 
 class ToTags:
-    """Makes To tags for our own answers: the same for a repeat of a request, unguessable otherwise (a keyed SipHash)."""
+    """Makes To tags for our answers: the same for a repeat of a request, unguessable otherwise (a keyed SipHash)."""
 
     __slots__ = ("_secret",)
 
@@ -65,8 +65,8 @@ def build_answer(
 ) -> bytes:
     """Write a bodiless answer to `message`.
 
-    `tag` goes to To when that has none; b"" leaves it without (100). `extra` are whole header lines. Headers that the request
-    lacks are left out, so that even a broken one can be answered.
+    `tag` goes to To when that has none; b"" leaves it without (100). `extra` are whole header lines. Headers that the
+    request lacks are left out, so that even a broken one can be answered.
     """
     lines = [start_line(status, reason)]
     first, rows = message.first, message.lines

@@ -1,6 +1,7 @@
 """Turning a received message into the one that leaves (RFC 3261 §16.4, §16.6, §16.7), sans-IO.
 
-Only what is named there is touched: Request-URI, Via, Max-Forwards, Max-Breadth, Record-Route, Path, Route, Content-Length.
+Only what is named there is touched: Request-URI, Via, Max-Forwards, Max-Breadth, Record-Route, Path, Route,
+Content-Length. Our Via stands right behind the start line.
 New lines are glued to the line they go before, so that line indexes stay true until the end.
 """
 
@@ -18,15 +19,15 @@ from edge.sip.uri import SipUri, UriCache
 CRLF = b"\r\n"
 DEFAULT_MAX_FORWARDS = 70
 MAX_BREADTH = 60
-_BREADTHS = [b"Max-Breadth: %d\r\n" % number for number in range(MAX_BREADTH + 1)]
+_BREADTHS = [b"\r\nMax-Breadth: %d" % number for number in range(MAX_BREADTH + 1)]
 
 
 @dataclass(slots=True)
 class Routes:
     """The Route set of a request after our own values were taken off its top.
 
-    `popped`: how many values were ours. `tokens`: their user parts, top first (b"" for none). `ob`: whether one of them had
-    `;ob`. `next`: the topmost value left, read, or None. `values`: all values left, raw.
+    `popped`: how many values were ours. `tokens`: their user parts, top first (b"" for none). `ob`: whether one of them
+    had `;ob`. `next`: the topmost value left, read, or None. `values`: all values left, raw.
     """
 
     popped: int = 0
@@ -92,7 +93,7 @@ class Draft:
         if index:
             rows[index] = b"Max-Forwards: %d" % (h.parse_max_forwards(message.value_at(index)) - 1)
         else:
-            self._top = b"Max-Forwards: %d\r\n" % DEFAULT_MAX_FORWARDS
+            self._top = b"\r\nMax-Forwards: %d" % DEFAULT_MAX_FORWARDS
         self._route_lines: list[bytes] = []
         if first[h.ROUTE]:
             self._cut_routes(routes)
@@ -132,27 +133,24 @@ class Draft:
         """Write the request for one branch.
 
         `via` is the whole Via line. `record_routes` and `routes` are values, top first, that go before those there are;
-        `path` likewise. `strict` is a value to append as the last Route (next hop without `lr`); the top Route is then `uri` already and
-        left out. `breadth` is the Max-Breadth to write, at most `MAX_BREADTH`; 0 to leave it alone.
+        `path` likewise. `strict` is a value to append as the last Route (next hop without `lr`); the top Route is then
+        `uri` already and left out. `breadth` is the Max-Breadth to write, at most `MAX_BREADTH`; 0 to leave it alone.
         """
         message, rows = self._message, self._rows.copy()
         first = message.first
-        rows[0] = b"%b %b SIP/2.0" % (message.method, uri)
         last_via = first[h.VIA] if not message.repeats else message.indexes(h.VIA)[-1]
         if record_routes or path or routes:
             self._insert(rows, last_via, record_routes, path, routes)
         elif self._route_lines and not strict:
             rows[first[h.ROUTE]] = CRLF.join(self._route_lines)
         if strict:
-            rows[first[h.ROUTE]] = CRLF.join([*self._route_lines[1:], b"Route: " + strict])
-        top = first[h.VIA]
-        if not breadth:
-            rows[top] = via + CRLF + self._top + rows[top]
-        elif first[h.MAX_BREADTH]:
-            rows[first[h.MAX_BREADTH]] = _BREADTHS[breadth][:-2]
-            rows[top] = via + CRLF + self._top + rows[top]
-        else:
-            rows[top] = via + CRLF + self._top + _BREADTHS[breadth] + rows[top]
+            rows[first[h.ROUTE]] = CRLF.join([*_without_first(self._route_lines), b"Route: " + strict])
+        added = self._top
+        if breadth and first[h.MAX_BREADTH]:
+            rows[first[h.MAX_BREADTH]] = _BREADTHS[breadth][2:]
+        elif breadth:
+            added += _BREADTHS[breadth]
+        rows[0] = b"%b %b SIP/2.0\r\n%b%b" % (message.method, uri, via, added)
         if first[h.ROUTE]:
             rows = [row.removesuffix(CRLF) for row in rows if row]
         return CRLF.join((*rows, b"", message.body))
@@ -175,6 +173,13 @@ class Draft:
             rows[first[h.ROUTE]] = rows[first[h.ROUTE]] + CRLF.join(new)
         else:
             _glue(rows, last_via + 1, CRLF.join(new) + CRLF)
+
+
+def _without_first(lines: list[bytes]) -> list[bytes]:
+    """Leave the first value of Route lines out, which may share its line with others."""
+    first = lines[0]
+    others = split_list(unfold(first[first.index(b":") + 1 :]))[1:] if b"," in first else []
+    return [b"Route: " + b", ".join(others), *lines[1:]] if others else lines[1:]
 
 
 def _place(existing: int, last_via: int) -> int:
@@ -221,11 +226,12 @@ def fix_top_via(message: Message, remote: Address) -> None:
     if via.rport == b"" and via.received is None and parameters.endswith(b";rport"):
         _replace_top_via(message, b"%b=%d;received=%b" % (via.text, remote[1], remote[0].encode("ascii")))
         return
+    text = via.text if b"\r" not in via.text else unfold(via.text)
     address = remote[0].encode("ascii")
     bare = via.host[1:-1] if via.host[:1] == b"[" else via.host
     if via.rport is None and via.received is None and bare == address:
         return
-    head = via.text[: len(via.text) - len(parameters)]
+    head = text[: len(text) - len(parameters)]
     if via.rport == b"" and via.received is None and b";rport;" in parameters:
         mark = b";rport=%d;received=%b;" % (remote[1], address)
         _replace_top_via(message, head + parameters.replace(b";rport;", mark, 1))
@@ -264,21 +270,16 @@ def derive_request(
 ) -> bytes:
     """Write the ACK for a refusal, or the CANCEL, of an INVITE as it was sent (RFC 3261 §17.1.1.3, §9.1).
 
-    Copies Request-URI, the one top Via, Route rows, From, Call-ID and the CSeq number; To too unless `to_line` is given.
+    Copies Request-URI, the one top Via, Route rows, From, Call-ID and the CSeq number; To too unless `to_line` is
+    given.
     """
-    lines = request.partition(b"\r\n\r\n")[0].split(CRLF)
+    lines = _split_lines(request.partition(b"\r\n\r\n")[0])
     out = [b"%b %b SIP/2.0" % (method, lines[0].split(b" ")[1]), lines[1], b"Max-Forwards: 70"]
-    folding = False
     for line in lines[2:]:
-        if line[:1] in (b" ", b"\t"):
-            if folding:
-                out[-1] += CRLF + line
-            continue
         kind = h.BY_NAME.get(line.partition(b":")[0])
         if kind is None:
             kind = h.BY_LOWER_NAME.get(line.partition(b":")[0].strip().lower(), h.OTHER)
-        folding = kind in (h.FROM, h.CALL_ID, h.ROUTE) or (kind == h.TO and to_line is None)
-        if folding:
+        if kind in (h.FROM, h.CALL_ID, h.ROUTE) or (kind == h.TO and to_line is None):
             out.append(line)
         elif kind == h.TO and to_line is not None:
             out.append(to_line)
@@ -287,3 +288,14 @@ def derive_request(
     out += extra or ()
     out += (b"Content-Length: 0", b"", b"")
     return CRLF.join(out)
+
+
+def _split_lines(head: bytes) -> list[bytes]:
+    """Split into lines, folds kept with theirs."""
+    lines: list[bytes] = []
+    for line in head.split(CRLF):
+        if line[:1] in (b" ", b"\t"):
+            lines[-1] += CRLF + line
+        else:
+            lines.append(line)
+    return lines

@@ -4,8 +4,8 @@
     head               up to the empty line, found without looking at an octet twice
     body               Content-Length octets; without one the end is not known and the connection ends
 
-A message that breaks a rule inside known bounds is answered and the connection goes on. When the bounds are lost, one answer
-leaves, what follows is thrown away and the connection is closed.
+A message that breaks a rule inside known bounds is answered and the connection goes on. When the bounds are lost, one
+answer leaves, what follows is thrown away and the connection is closed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edge.timers import Timed, TimerWheel
 _EMPTY_LINE = b"\r\n\r\n"
 _REGISTER = b"REGISTER "
 _BAD_IN_A_ROW = 20
-_BOUNDS_LOST = frozenset(("control", "header_block", "header_line", "header_lines"))
+_BOUNDS_LOST = frozenset(("control", "header_block", "header_line", "header_lines", "vias"))
 
 
 class Receiver(Protocol):
@@ -41,7 +41,9 @@ class Receiver(Protocol):
         """Answer, where possible, something whose end cannot be found."""
         ...
 
-    def handle_lost(self, connection: Connection, reason: str, now: float) -> None: ...
+    def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
+        """A connection is gone."""
+        ...
 
 
 class SipStream(Timed):

@@ -5,6 +5,7 @@ are `RemoteError` with status 400 and a label for metrics.
 """
 
 import re
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from edge.errors import RemoteError
@@ -35,23 +36,30 @@ def is_digits(value: bytes) -> bool:
 
 
 def unfold(value: bytes) -> bytes:
-    """Replace every line fold by one blank (RFC 3261 §7.3.1) and trim the ends."""
+    """Replace every line fold by one blank (RFC 3261 §7.3.1) and trim the ends.
+
+    400 for a backslash before a fold: line ends cannot be escaped (§25.1).
+    """
     if b"\r\n" in value:
-        value = b" ".join(part.strip(b" \t") for part in value.split(b"\r\n"))
+        parts = value.split(b"\r\n")
+        if any((len(part) - len(part.rstrip(b"\\"))) % 2 for part in parts[:-1]):
+            raise syntax_error("quoted_string", "an escaped line end")
+        value = b" ".join(part.strip(b" \t") for part in parts)
     return value.strip(b" \t")
 
 
 def end_of_quoted(value: bytes, start: int) -> int:
     """Return the offset behind the quoted string that opens at `start`; 400 when it never closes."""
     position = start + 1
-    while True:
-        close = value.find(b'"', position)
-        if close < 0:
-            raise syntax_error("quoted_string", "a quote is not closed")
+    close = value.find(b'"', position)
+    while close >= 0:
         escape = value.find(b"\\", position, close)
         if escape < 0:
             return close + 1
         position = escape + 2
+        if position > close:
+            close = value.find(b'"', position)
+    raise syntax_error("quoted_string", "a quote is not closed")
 
 
 def split_outside(value: bytes, separator: bytes) -> list[bytes]:
@@ -165,6 +173,7 @@ def unescape(value: bytes) -> bytes:
     return _HEX.sub(lambda match: bytes([int(match.group()[1:], 16)]), value)
 
 
+@lru_cache(maxsize=4096)
 def normalize_host(host: bytes) -> bytes:
     """Check a host and return its canonical form: names lower case, IPv6 in shortest text with brackets.
 

@@ -15,7 +15,9 @@ from edge.sip.grammar import (
     find_parameter,
     is_digits,
     is_token,
+    normalize_host,
     parse_parameters,
+    parse_port,
     split_host_port,
     split_list,
     syntax_error,
@@ -98,6 +100,10 @@ _NAME_ADDR = (
 )
 _NAME_ADDR_FAST = re.compile(_NAME_ADDR)
 _NAME_ADDR_TEXT = re.compile(rb" ?" + _NAME_ADDR)
+_WITH_TAG = re.compile(
+    rb" ?(?:\"[^\"\\\0]*\"[ \t]*|[A-Za-z0-9.!%*_+`'~ \t-]*)<[^<>\" \t\r\n]+>(?:;tag=[A-Za-z0-9.!%*_+`'~-]+)?"
+)
+_DEFAULT_PORTS: Final = {b"TLS": 5061, b"WS": 80, b"WSS": 443}  # RFC 3261 §19.1.2, RFC 7118 §5.5
 _PLAIN_PARAMETERS = TOKEN_CHARS + b":[];="
 
 
@@ -105,8 +111,8 @@ class Via:
     """One Via value (RFC 3261 §20.42).
 
     `host` is canonical, `port` None where absent, `parameters` raw from the first semicolon on. `branch` is b"" when
-    absent; `rport` None when absent, b"" for the bare flag. `text` is the value as it stood, trimmed. `key` is the sent-by as
-    part of a transaction's key.
+    absent; `rport` None when absent, b"" for the bare flag. `text` is the value as it stood, trimmed. `key` is the
+    sent-by as part of a transaction's key.
     """
 
     __slots__ = ("branch", "host", "key", "parameters", "port", "received", "rport", "text", "transport", "version")
@@ -132,7 +138,7 @@ class Via:
         """(host, port), the port filled with the transport's default (RFC 3261 §18.2.2)."""
         if self.port is not None:
             return self.host, self.port
-        return self.host, 5061 if self.transport in (b"TLS", b"WSS") else 5060
+        return self.host, _DEFAULT_PORTS.get(self.transport, 5060)
 
 
 def parse_via(text: bytes) -> Via:
@@ -145,10 +151,8 @@ def parse_via(text: bytes) -> Via:
     via.version = b"2.0"
     transport, host, port, parameters = match.groups()
     via.transport = transport
-    via.host = host if host.isdigit() else host.lower()
-    if host[0] == 0x5B or host[-1:].isdigit():
-        via.host, _ = split_host_port(host)
-    via.port = int(port) if port else None
+    via.host = normalize_host(host)
+    via.port = parse_port(port) if port else None
     via.parameters = parameters
     if not _read_common_parameters(via, parameters):
         _read_parameters(via)
@@ -218,8 +222,8 @@ class ViaCache:
         known = self._known.get(head)
         if known is None or parameters[:7] != b"branch=" or parameters.translate(None, _PLAIN_PARAMETERS):
             return self._learn(head, parse_via(text))
-        branch, _, rest = parameters[7:].partition(b";")
-        if rest and rest != b"rport":
+        branch, semicolon, rest = parameters[7:].partition(b";")
+        if rest != b"rport" and (semicolon or not branch):
             return parse_via(text)
         via = Via()
         via.transport, via.host, via.port, via.key = known
@@ -242,7 +246,8 @@ class ViaCache:
 class NameAddr:
     """A name-addr or addr-spec with header parameters (RFC 3261 §20.10): From, To, Contact, Route.
 
-    `uri` is raw, without brackets. `parameters` is raw from the first semicolon on. `bracketed` tells which form it was.
+    `uri` is raw, without brackets. `parameters` is raw from the first semicolon on. `bracketed` tells which form it
+    was.
     """
 
     __slots__ = ("bracketed", "parameters", "uri")
@@ -265,9 +270,9 @@ class NameAddr:
 
 
 def check_name_addr(text: bytes) -> None:
-    """Check that what stands behind a colon is one well-formed address; see `parse_name_addr`."""
-    if _NAME_ADDR_TEXT.fullmatch(text) is None:
-        parse_name_addr(text.strip(b" \t"))
+    """Check that what stands behind a colon is one well-formed address with one tag at most; see `parse_name_addr`."""
+    if _WITH_TAG.fullmatch(text) is None:
+        parse_name_addr(text.strip(b" \t")).tag()
 
 
 def read_tag(text: bytes) -> bytes | None:
@@ -303,7 +308,7 @@ def parse_name_addr(value: bytes) -> NameAddr:
 def _parse_odd_name_addr(address: NameAddr, value: bytes) -> NameAddr:
     bracket = end_of_quoted(value, 0) if value[:1] == b'"' else 0
     start = value.find(b"<", bracket)
-    if start < 0 and not bracket:
+    if not bracket and (start < 0 or value.find(b'"', 0, start) >= 0):  # a quoted parameter may hold brackets
         return _parse_addr_spec(address, value)
     name = value[bracket:start].strip(b" \t")
     if start < 0 or (bracket and name):

@@ -11,17 +11,20 @@ order. An insertion is glued to the line it goes before, so that indexes stay tr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from edge.errors import RemoteError
 from edge.sip import headers as h
-from edge.sip.grammar import TOKEN_CHARS, is_digits, is_token, split_list, syntax_error, unfold
+from edge.sip.grammar import TOKEN_CHARS, end_of_quoted, is_digits, is_token, split_list, syntax_error
 
 _COLON: Final = 58
 ViaReader = Callable[[bytes], h.Via]
 _BLANKS: Final = b" \t"
+_QUOTED_PAIR: Final = re.compile(rb"\\.", re.DOTALL)
 _NO_REPEATS: Final[list[tuple[int, int]]] = []
 _NO_TEXTS: Final = [b""] * h.KINDS
 
@@ -37,6 +40,10 @@ class MessageLimits:
     vias: int = 128
     header_block: int = 32768
     body: int = 65536
+    checked_lines: int = field(init=False)  # with so many header lines their counts are looked at
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checked_lines", min(self.header_lines, self.vias))
 
 
 class Message:
@@ -89,7 +96,7 @@ class Message:
         found = [index]
         for other, at in self.repeats:
             if other == kind:
-                found.append(at)  # noqa: PERF401 - twice as fast as a comprehension for the few there are
+                found.append(at)  # twice as fast as a comprehension for the few there are
         return found
 
     def values(self, kind: int) -> list[bytes]:
@@ -124,7 +131,8 @@ class Message:
 def split_head(head: bytes, limits: MessageLimits) -> Message:
     """Split the octets before the empty line into lines and index them.
 
-    `head` has no trailing CRLF. What is wrong with a header is kept in `error`, so that the message can still be answered.
+    `head` has no trailing CRLF. What is wrong with a header is kept in `error`, so that the message can still be
+    answered.
 
     Raises:
         RemoteError: the first line is neither a request nor a status line (status 0: nothing can be answered).
@@ -144,8 +152,8 @@ def split_head(head: bytes, limits: MessageLimits) -> Message:
     else:
         _read_start_line(message, start, limits)
     ends = len(lines) - 1
-    if len(head) > limits.header_line or ends >= limits.header_lines:
-        _check_size(message, head, limits)
+    if len(head) > limits.header_line or ends > limits.checked_lines:
+        _check_size(message, limits)
     if b"\0" in head or head.count(b"\n") != ends or head.count(b"\r") != ends:
         _check_control(message, head)
     return message
@@ -177,12 +185,16 @@ def _index(message: Message) -> None:
             texts[kind] = text
 
 
-def _check_size(message: Message, head: bytes, limits: MessageLimits) -> None:
+def _check_size(message: Message, limits: MessageLimits) -> None:
     lines = message.lines
-    if len(lines) > limits.header_lines:
-        message.note(RemoteError(513, "header_lines", "too many header lines"))
-    if len(head) > limits.header_line and max(map(len, lines[1:]), default=0) > limits.header_line:
+    if len(lines) - 1 > limits.header_lines:
+        message.error = RemoteError(513, "header_lines", "too many header lines")
+    elif sum(kind == h.VIA for kind, _ in message.repeats) >= limits.vias:
+        message.error = RemoteError(513, "vias", "too many Via values")
+    elif max(map(len, lines[1:]), default=0) > limits.header_line:
         message.error = RemoteError(513, "header_line", "a header line is too long")
+    elif len(lines[0]) > limits.start_line:
+        message.note(RemoteError(414, "start_line", "the start line is too long"))
 
 
 def _note_repeat(message: Message, kind: int, index: int) -> None:
@@ -207,24 +219,39 @@ def _classify(message: Message, line: bytes) -> int:
 
 def _join_folds(message: Message) -> None:
     """Glue continuation lines to the header above and index again (RFC 3261 §7.3.1)."""
-    joined: list[bytes] = message.lines[:1]
+    rows: list[list[bytes]] = [message.lines[:1]]
     for line in message.lines[1:]:
         if line[:1] not in (b" ", b"\t"):
-            joined.append(line)
-        elif len(joined) > 1:
-            joined[-1] += b"\r\n" + line
+            rows.append([line])
+        elif len(rows) > 1:
+            rows[-1].append(line)
         else:
             message.error = syntax_error("fold", "a fold directly behind the start line")
-    message.lines = joined
+    message.lines = [b"\r\n".join(row) for row in rows]
     message.repeats = _NO_REPEATS
     _index(message)
 
 
 def _check_control(message: Message, head: bytes) -> None:
-    """Refuse bare CR, bare LF, and NUL outside a quoted pair (SIP-MSG-22)."""
+    """Refuse bare CR, bare LF, and NUL outside a quoted pair (RFC 3261 §7, §25.1)."""
     pairs = head.count(b"\r\n")
-    if head.count(b"\n") > pairs or head.count(b"\r") > pairs or head.count(b"\0") > head.count(b"\\\0"):
+    stray = head.count(b"\n") > pairs or head.count(b"\r") > pairs
+    if stray or (b"\0" in head and any(b"\0" in _without_quoted_pairs(line) for line in message.lines)):
         message.error = syntax_error("control", "a bare CR, LF or NUL")
+
+
+def _without_quoted_pairs(line: bytes) -> bytes:
+    """Return a line without what a backslash protects inside quotes; a quote that does not close protects nothing."""
+    kept = []
+    position = 0
+    try:
+        while (quote := line.find(b'"', position)) >= 0:
+            end = end_of_quoted(line, quote)
+            kept += [line[position:quote], _QUOTED_PAIR.sub(b"", line[quote:end])]
+            position = end
+    except RemoteError:
+        pass
+    return b"".join((*kept, line[position:]))
 
 
 def _read_start_line(message: Message, line: bytes, limits: MessageLimits) -> None:
@@ -233,7 +260,7 @@ def _read_start_line(message: Message, line: bytes, limits: MessageLimits) -> No
     if line[:4].upper() == b"SIP/":
         _read_status_line(message, line)
     else:
-        _read_odd_request_line(message, line.split(b" "), limits)
+        _read_odd_request_line(message, line, limits)
 
 
 def _read_status_line(message: Message, line: bytes) -> None:
@@ -248,17 +275,19 @@ def _read_status_line(message: Message, line: bytes) -> None:
         message.note(RemoteError(0, "status_code", "not a status code"))
     else:
         message.status = int(code)
+        message.lines[0] = b"SIP/2.0 " + line[8:]
 
 
-def _read_odd_request_line(message: Message, parts: list[bytes], limits: MessageLimits) -> None:
-    version = parts[-1] if parts[-1] else next((part for part in reversed(parts) if part), b"")
+def _read_odd_request_line(message: Message, line: bytes, limits: MessageLimits) -> None:
+    parts = line.replace(b"\t", b" ").split(b" ")
+    version = parts[-1] or next((part for part in reversed(parts) if part), b"")
     if len(parts) < 3 or version[:4].upper() != b"SIP/":
         raise RemoteError(0, "start_line", "neither a request nor a status line")
     message.method = parts[0]
     message.uri = parts[1]
     if version.upper() != b"SIP/2.0":
         message.error = RemoteError(505, "version", "SIP version not supported")
-    elif len(parts) != 3 or not parts[1] or not is_token(parts[0]):
+    elif len(parts) != 3 or not parts[1] or not is_token(parts[0]) or b"\t" in line:
         message.error = syntax_error("request_line", "a request line has two single blanks")
     elif len(message.uri) > limits.request_uri:
         message.error = RemoteError(414, "request_uri", "the Request-URI is too long")
@@ -279,11 +308,24 @@ def read_content_length(message: Message) -> int | None:
 
 
 def read_top_via(message: Message, via_reader: ViaReader = h.parse_via) -> None:
-    """Read the topmost Via into `message.via`; 400 when it is missing or malformed. `via_reader` may be a `ViaCache.parse`."""
+    """Read the topmost Via into `message.via`; 400 when it is missing or malformed.
+
+    `via_reader` may be a `ViaCache.parse`. `message.via` is also there after an error, where its sent-by is legible:
+    enough to answer (RFC 4475 §3.1.2.1).
+    """
     if not message.first[h.VIA]:
         raise syntax_error("via", "no Via")
     text = message.texts[h.VIA].strip(_BLANKS)
-    message.via = via_reader(split_list(text)[0] if b"," in text else text)
+    try:
+        message.via = via_reader(split_list(text)[0] if b"," in text else text)
+    except RemoteError as error:
+        _read_sent_by(message, text)
+        raise error from None
+
+
+def _read_sent_by(message: Message, text: bytes) -> None:
+    with suppress(RemoteError):
+        message.via = h.parse_via(text.partition(b";")[0].partition(b",")[0].rstrip(_BLANKS))
 
 
 def check_request(message: Message, limits: MessageLimits, via_reader: ViaReader = h.parse_via) -> None:
@@ -308,8 +350,8 @@ def check_request(message: Message, limits: MessageLimits, via_reader: ViaReader
     message.to_tag = h.read_tag(texts[h.TO])
     if texts[h.CALL_ID].isspace() or not texts[h.CALL_ID]:
         raise syntax_error("call_id", "an empty Call-ID")
-    if message.repeats:
-        _check_repeats(message, limits)
+    if b"," in texts[h.VIA] or message.repeats:
+        _check_vias(message, limits)
 
 
 def _read_odd_cseq(message: Message) -> None:
@@ -318,8 +360,10 @@ def _read_odd_cseq(message: Message) -> None:
         raise RemoteError(501 if message.method not in KNOWN_METHODS else 400, "cseq_method", "CSeq has another method")
 
 
-def _check_repeats(message: Message, limits: MessageLimits) -> None:
-    if sum(kind == h.VIA for kind, _ in message.repeats) >= limits.vias:
+def _check_vias(message: Message, limits: MessageLimits) -> None:
+    """Bound the Via values where several stand on a line; lines were counted before."""
+    values = message.values(h.VIA)
+    if len(values) + sum(value.count(b",") for value in values) > limits.vias:
         raise RemoteError(513, "vias", "too many Via values")
 
 
