@@ -1,0 +1,1 @@
+"""A SIP and MSRP edge server: one process, one port, every transport."""

@@ -163,7 +163,7 @@ def _message_limits(settings: Settings) -> MessageLimits:
 
 
 def _known_user(users: UserStore) -> Callable[[bytes, Callable[[bool], None]], None]:
-    """Return the question whether a user exists; a store that cannot say counts as yes, which is a 480 and not a 404."""
+    """Return the question whether a user exists; a store that cannot say counts as yes, so 480 and not 404."""
 
     def known(aor: bytes, done: Callable[[bool], None]) -> None:
         user, _, domain = aor.rpartition(b"@")

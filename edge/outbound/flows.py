@@ -303,7 +303,8 @@ class FlowTable:
     ) -> Registration:
         """A binding was granted over `connection`: the first one makes it a flow, one known elsewhere moves here.
 
-        A refresh never shortens what it returns; who holds it may extend `expires_at`. `instance` b"" and `reg_id` 0 stand for a contact without. Nothing is counted twice on a refresh.
+        A refresh never shortens what it returns; who holds it may extend `expires_at`. `instance` b"" and `reg_id` 0
+        stand for a contact without. Nothing is counted twice on a refresh.
         """
         flow = self._flow(connection)
         key = (aor, instance, reg_id)

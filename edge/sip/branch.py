@@ -1,9 +1,9 @@
 """One branch of a request: where it goes, its client transaction, its CANCEL (RFC 3261 §16.6, §9.1), sans-IO.
 
-    send ─► CALLING ─► 1xx ─► final              ─► the context chooses
-               │        └──── timer C ─► CANCEL ─► 32 s of silence ─► as if it had ended
-               ├─ no way, no answer, 503 ─► the next address of the same target, in a new transaction
-               └─ none left ─► the context: the next flow, else 430 (a flow), 503 or 408
+send ─► CALLING ─► 1xx ─► final              ─► the context chooses
+           │        └──── timer C ─► CANCEL ─► 32 s of silence ─► as if it had ended
+           ├─ no way, no answer, 503 ─► the next address of the same target, in a new transaction
+           └─ none left ─► the context: the next flow, else 430 (a flow), 503 or 408
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ class Branch:
 
     __slots__ = ("_heard", "_later", "breadth", "cancel_wanted", "cancelled", "client", "context", "group", "target")
 
-    def __init__(
-        self, context: ProxyContext, target: Target, group: Group, later: list[Opener], breadth: int
-    ) -> None:
+    def __init__(self, context: ProxyContext, target: Target, group: Group, later: list[Opener], breadth: int) -> None:
         self.context = context
         self.target = target
         self.group = group

@@ -4,8 +4,8 @@ A phone refreshes its binding with the very request it sent before: another bran
 credentials. Phones behind a NAT do so every minute, so such a request is recognised octet by octet and answered without
 being taken apart once more. Whatever differs anywhere else goes the ordinary way.
 
-    REGISTER … Via: SIP/2.0/TCP host:port;branch= | branch | ;rport … CSeq: | number |  REGISTER … | Authorization: … | rest
-    ───────────────── start ─────────────────────            ──── middle ────           ─── after ───                  end
+    REGISTER … Via: SIP/2.0/TCP host;branch= | branch | ;rport … CSeq: | number | REGISTER … | Authorization: … | rest
+    ──────────────── start ─────────────────            ─── middle ───           ── after ──                      end
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Refresh:
 
     def _cut_answer(self, message: Message, via_line: bytes, tag: bytes, lines: Sequence[bytes]) -> None:
         first, rows = message.first, message.lines
-        before, separator, after = via_line.partition(b";branch=" + message.via.branch)
+        before, _, after = via_line.partition(b";branch=" + message.via.branch)
         self._via = before + b";branch="
         to = rows[first[h.TO]] if message.to_tag else rows[first[h.TO]] + b";tag=" + tag
         self._identity = _CRLF.join((after, rows[first[h.FROM]], to, rows[first[h.CALL_ID]], b"CSeq: "))

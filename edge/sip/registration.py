@@ -1,7 +1,7 @@
 """REGISTER from arrival to answer: checks, plan, storage, answer (RFC 3261 §10.3, RFC 5626 §6), sans-IO.
 
-A binding counts once storage has it: the plan is stored first, then applied, then answered. REGISTERs for one AOR are taken
-in order; one that comes while another is being stored waits for it.
+A binding counts once storage has it: the plan is stored first, then applied, then answered. REGISTERs for one AOR are
+taken in order; one that comes while another is being stored waits for it.
 """
 
 from __future__ import annotations
