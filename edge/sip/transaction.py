@@ -175,6 +175,7 @@ class ServerTransaction(Timed):
         self.layer.wheel.start(self, due)
 
     def handle_timer(self, now: float) -> None:
+        """End, send once more, or wait on, whichever is due."""
         if now + _SLACK_S >= self._ends_at:
             self._handle_end(now)
             return
@@ -307,6 +308,7 @@ class ClientTransaction(Timed):
             self.layer.wheel.start(self, due)
 
     def handle_timer(self, now: float) -> None:
+        """End, send once more, or wait on, whichever is due."""
         if now + _SLACK_S >= self.ends_at:
             self._handle_end(now)
             return
