@@ -258,7 +258,7 @@ class ConnectionTable:
         self._trusted = trusted
         self._per_source: dict[str, int] = {}
         self._serial = 0
-        # uvloop's transports gather what a turn writes by themselves; asyncio's send at once, so there we wait for its end
+        # uvloop's transports gather what a turn writes by themselves; asyncio's send at once: there we wait for its end
         self._gathering = type(loop).__module__.startswith("uvloop")
         self._reading = False
         self._dirty: list[Connection] = []
