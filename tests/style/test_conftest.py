@@ -58,7 +58,9 @@ def test_interop_skipped():
 def test_plain_skip():
     pytest.skip("not here")
 
-@pytest.mark.requirement("SIP-MSG-01", "OB-TOK-02b")
+ROWS = ("SIP-MSG-01", "OB-TOK-02b")
+
+@pytest.mark.requirement(*ROWS)
 def test_claim():
     pass
 """
