@@ -71,7 +71,7 @@ class Access:
         """Whether a request must prove who sent it: those of our own users that open something new."""
         if not self.enabled or (message.to_tag is not None and routes.popped):
             return False
-        return self._addresses.serves(self._uris.parse(message.address(h.FROM).uri))
+        return self._addresses.serves_sender(message, self._uris)
 
     def sender(self, message: Message) -> bytes:
         """Return the AOR a request claims to come from: what must be proven."""

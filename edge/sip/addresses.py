@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edge.connections import Address, Connection
+from edge.errors import RemoteError
+from edge.sip import headers as h
 from edge.sip.forward import default_port
-from edge.sip.uri import SipUri
+from edge.sip.message import Message
+from edge.sip.uri import SipUri, UriCache
 
 
 class Addresses:
@@ -35,6 +38,19 @@ class Addresses:
         if uri.host in self._domains and (uri.port is None or uri.port in self._ports):
             return True
         return (uri.host, uri.port or default_port(uri)) in self.own
+
+    def serves_sender(self, message: Message, uris: UriCache) -> bool:
+        """Whether From names a user of ours; in another scheme than sip and sips it never does (RFC 3261 §16.3 step 2).
+
+        Raises:
+            RemoteError: 400 for a From that breaks the grammar.
+        """
+        try:
+            return self.serves(uris.parse(message.address(h.FROM).uri))
+        except RemoteError as error:
+            if error.status == 416:
+                return False
+            raise
 
     def is_domain(self, host: bytes) -> bool:
         """Whether `host` is one of our domains."""

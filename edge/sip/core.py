@@ -34,7 +34,7 @@ from edge.sip.proxy import ProxyContext
 from edge.sip.registration import Registration
 from edge.sip.repair import repair_uri
 from edge.sip.stamping import Stamper
-from edge.sip.targets import TargetFinder
+from edge.sip.targets import Found, TargetFinder
 from edge.sip.transaction import State, Transactions
 from edge.sip.uri import SipUri, UriCache, parse_uri
 
@@ -344,6 +344,9 @@ class SipCore:
             if not breadth:
                 raise RemoteError(440, "max_breadth")
         found = self.targets.find(connection, message, journey.uri, routes, now)
+        if not found.groups:
+            self._answer_absent(connection, message, found, now)
+            return
         invite = message.method == b"INVITE"
         server = transactions.add_server(journey.key, invite, self._answers.reply_connection(connection, message))
         if invite:
@@ -357,12 +360,22 @@ class SipCore:
             context.record = True
             if self.targets.forces(connection.transport) or routes.ob or _contact_has_ob(message):
                 context.source_token = self.flows.token_of(connection)
-        if found.groups:
-            context.start(found.groups, now)
-        elif found.unknown_user is not None:
-            self.targets.decide_absent(found.unknown_user, context)
-        else:
-            context.answer(found.status, now, found.extra)
+        context.start(found.groups, now)
+
+    def _answer_absent(self, connection: Connection, message: Message, found: Found, now: float) -> None:
+        """Answer for somebody who cannot be reached, once for each request and without a transaction (RFC 3261 §8.2.7).
+
+        Anybody may ask for anybody, from a source address of their choice: what is not there to be repeated cannot be
+        made to flood it.
+        """
+        if found.unknown_user is None:
+            self.answer(connection, message, found.status, found.extra, now)
+            return
+
+        def decided(status: int) -> None:
+            self.answer(connection, message, status, (), self.clock())
+
+        self.targets.decide_absent(found.unknown_user, decided)
 
     # -- what contexts ask for
 

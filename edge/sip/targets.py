@@ -123,8 +123,7 @@ class TargetFinder:
         """Let out what came along our own Route, or from a user of ours; no open relay (SIP-PRX-07)."""
         if routes.popped:
             return
-        sender = self._uris.parse(message.address(h.FROM).uri)
-        if not self._addresses.serves(sender):
+        if not self._addresses.serves_sender(message, self._uris):
             raise RemoteError(403, "relay", "Not relaying")
 
     def _towards_route(self, message: Message, next_hop: SipUri) -> Target:
@@ -195,7 +194,7 @@ class TargetFinder:
             context.tried = [asked]
         groups: list[Group] = []
         left: list[bytes] = []
-        for value in [item for row in message.values(h.CONTACT) for item in split_list(unfold(row))]:
+        for value in _contacts(message):
             found = self._follow(value, asked, context.tried)
             if found:
                 groups += found
@@ -208,7 +207,7 @@ class TargetFinder:
     def _follow(self, value: bytes, asked: SipUri, tried: list[SipUri]) -> list[Group]:
         try:
             address = h.parse_name_addr(value)
-            uri = self._uris.parse(address.uri)
+            uri, q = self._uris.parse(address.uri), _read_q(address.parameter(b"q"))
         except RemoteError:
             return []
         if uri.secure is not asked.secure or any(uri_equal(uri, other) for other in tried):
@@ -217,17 +216,12 @@ class TargetFinder:
         groups = self._towards_user(uri).groups if self._addresses.serves(uri) else [[Target(uri.target(), locate=uri)]]
         for group in groups:
             for target in group:
-                target.q = _read_q(address.parameter(b"q"))
+                target.q = q
         return groups
 
-    def decide_absent(self, aor: bytes, context: ProxyContext) -> None:
-        """Answer for a user without a binding: 404 for nobody, 480 for somebody (SIP-PRX-08)."""
-
-        def known(exists: bool) -> None:
-            if not context.final_sent:
-                context.answer(480 if exists else 404, context.core.clock())
-
-        self._known_user(aor, known)
+    def decide_absent(self, aor: bytes, decided: Callable[[int], None]) -> None:
+        """Tell the status for a user without a binding: 404 for nobody, 480 for somebody (SIP-PRX-08)."""
+        self._known_user(aor, lambda exists: decided(480 if exists else 404))
 
 
 def _best_flow(binding: Binding) -> tuple[bool, int, float, int]:
@@ -238,8 +232,16 @@ def _read_q(value: bytes | None) -> int:
     """Return a q in thousandths, 1000 where there is none that can be read (RFC 3261 §20.10)."""
     try:
         return max(0, min(1000, round(float(value or b"1") * 1000)))
-    except ValueError:
+    except (ValueError, OverflowError):
         return 1000
+
+
+def _contacts(message: Message) -> list[bytes]:
+    """Return the Contact values of a response, none where they cannot be told apart."""
+    try:
+        return [item for row in message.values(h.CONTACT) for item in split_list(unfold(row))]
+    except RemoteError:
+        return []
 
 
 def _replace_contacts(message: Message, values: list[bytes]) -> None:

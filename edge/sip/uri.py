@@ -87,6 +87,8 @@ def parse_uri(value: bytes) -> SipUri:
     if question >= 0:
         hostpart = hostpart[:question]
     hostport, *parameters = hostpart.split(b";")
+    if b":::" in hostport:  # the grammar of RFC 3261 allowed three colons; they are never passed on (RFC 5118 §4.10)
+        uri.raw = value.replace(b":::", b"::")
     uri.user, uri.password = _split_userinfo(userinfo) if at else (None, None)
     uri.host, uri.port = split_host_port(hostport)
     uri.parameters = _parse_uri_parameters(parameters)
