@@ -389,10 +389,11 @@ class MsrpHandler(Timed):
 
     @property
     def is_link(self) -> bool:
-        """Whether sessions of several users pass here: another relay's connection."""
-        owners = {session.user for session in self.sessions}
-        owners.update(session.user for session in self.far_sessions)
-        return len(owners) > 1
+        """Whether sessions of several users pass here: another relay's connection.
+
+        A client's own sessions say who sends here; whom it talks to has no part in that.
+        """
+        return len({session.user for session in self.sessions or self.far_sessions}) > 1
 
     def release_if_unused(self) -> None:
         """Close a connection we opened once no session needs it."""
@@ -413,6 +414,9 @@ class MsrpHandler(Timed):
     def refuse_stuck(self) -> None:
         """A link was not read for too long: refuse what it sends to full connections, and read it again."""
         now = self.relay.clock()
+        if all(route.outbox in self.waiting for route in self.routes.values()):  # nobody else is held up
+            self._grace.begin(now)
+            return
         stream = self.incoming
         if stream is not None and stream.route.outbox in self.waiting:
             self.fail_chunk(stream, 413, b"Stop")
