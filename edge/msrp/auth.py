@@ -228,9 +228,16 @@ class Enrolment:
     def _open(self, source: MsrpHandler, head: Head, verdict: Verdict, lifetime: int, now: float) -> Session:
         if len(source.sessions) >= self._relay.settings.sessions_per_connection:
             raise RemoteError(403, "session_quota", "Too many sessions")
+        return self.enrol(source, head, verdict.username.decode("utf-8", "replace"), lifetime, now)
+
+    def enrol(self, source: MsrpHandler, head: Head, user: str, lifetime: float, now: float) -> Session:
+        """Issue a URI of ours to whoever sent this request.
+
+        Raises:
+            RemoteError: a path that is no URI, or the relay is going down.
+        """
         parse_uri(head.from_path[0])
         uri = self._make_uri(source, parse_uri(head.to_path[0]))
-        user = verdict.username.decode("utf-8", "replace")
         session = Session(self._relay.table, uri, source, head.from_path, user)
         self._relay.open_session(session, now, lifetime)
         return session

@@ -47,8 +47,9 @@ class Outbox:
     """
 
     __slots__ = (
-        "_gathered", "_pumping", "_recent", "closed", "connecting", "connection", "feeders", "handler", "lanes",
-        "limit", "open", "outstanding", "pending", "queued", "relay", "routes", "streams", "stuck", "websocket",
+        "_gathered", "_pumping", "_recent", "closed", "closing", "connecting", "connection", "feeders", "handler",
+        "lanes", "limit", "open", "outstanding", "pending", "queued", "relay", "routes", "streams", "stuck",
+        "websocket",
     )  # fmt: skip
 
     connection: Connection
@@ -69,6 +70,7 @@ class Outbox:
         self.websocket = False
         self.connecting = False
         self.closed = False
+        self.closing = False
         self._pumping = False
         self._recent = 0
         self._gathered: list[Part] = []
@@ -171,6 +173,14 @@ class Outbox:
             if not lane:
                 del self.lanes[stream.lane]
         stream.queued = False
+        if self.closing and not self.streams:
+            self.relay.soon(self.close_when_sent)
+
+    def close_when_sent(self) -> None:
+        """End the connection in order, once every message that has begun here has left."""
+        self.closing = True
+        if not self.streams and not self.closed:
+            self.handler.close("policy")
 
     def _queue(self, stream: OutStream, now: float, first: bool = False) -> None:
         if not stream.queued:

@@ -117,6 +117,32 @@ class Router:
             return Route(source, outbox, [session], False, head)
         return self._outbound(session, source, head, now)
 
+    def resolve_over(
+        self, source: MsrpHandler, head: Head, now: float, *, via: MsrpUri | None, existing_only: bool
+    ) -> Route:
+        """Decide as `resolve` does for a request of a session's owner, but reach the next hop as an operator says.
+
+        `via` is connected to in place of the next hop, paths stay as they are; with `existing_only` nothing is dialled.
+
+        Raises:
+            RemoteError: as `resolve`; also 481 (label "no_connection"), and 403 when the sender is not the owner.
+        """
+        session = self.find_session(source, head, now)
+        if not source.owns(session) or not _same_path(head.from_path, session.owner_path):
+            raise RemoteError(403, "not_owner")
+        if len(head.to_path) < 2:
+            raise RemoteError(481, "ends_here")
+        uri = parse_uri(head.to_path[1])
+        target = via or uri
+        for far in session.far:
+            if far.hop == target.hop and not far.handler.outbox.closed:
+                return Route(source, far.handler.outbox, [session], True, head)
+        if existing_only:
+            raise RemoteError(481, "no_connection")
+        handler = self._relay.dial_next_hop(target, source, now)
+        session.bind_far(handler, uri, target)
+        return Route(source, handler.outbox, [session], True, head)
+
     def _loops(self, head: Head, now: float) -> bool:
         own = [uri for uri in head.to_path if self._relay.table.find_raw(uri, now)]
         return len(set(own)) < len(own) or len(own) > 2
@@ -161,7 +187,7 @@ class Router:
     def _far_outbox(self, session: Session, uri: MsrpUri, source: MsrpHandler, head: Head, now: float) -> Outbox:
         """Find the connection to the far side, or open one (RFC 4976 §6.4.2)."""
         for far in session.far:
-            if far.uri.hop == uri.hop and not far.handler.outbox.closed:
+            if far.hop == uri.hop and not far.handler.outbox.closed:
                 return far.handler.outbox
         if self._relay.is_ours(uri, source.connection):
             raise RemoteError(481, "session")

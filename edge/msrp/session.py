@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from edge.msrp.uri import MsrpUri
+from edge.msrp.uri import HopKey, MsrpUri
 from edge.timers import Timed, TimerWheel
 
 if TYPE_CHECKING:
@@ -21,13 +21,14 @@ REFUSED_LIMIT = 64  # messages of one session remembered as refused by the next 
 
 
 class Far:
-    """A connection bound to the far side of a session, and the URI that speaks over it."""
+    """A connection bound to the far side of a session, the URI that speaks over it, and where it leads."""
 
-    __slots__ = ("handler", "uri")
+    __slots__ = ("handler", "hop", "uri")
 
-    def __init__(self, handler: MsrpHandler, uri: MsrpUri) -> None:
+    def __init__(self, handler: MsrpHandler, uri: MsrpUri, hop: HopKey) -> None:
         self.handler = handler
         self.uri = uri
+        self.hop = hop
 
 
 class Session(Timed):
@@ -80,9 +81,9 @@ class Session(Timed):
                 return far
         return None
 
-    def bind_far(self, handler: MsrpHandler, uri: MsrpUri) -> Far:
-        """Bind the far side to a connection (RFC 4975 §5.4)."""
-        far = Far(handler, uri)
+    def bind_far(self, handler: MsrpHandler, uri: MsrpUri, via: MsrpUri | None = None) -> Far:
+        """Bind the far side to a connection (RFC 4975 §5.4); `via` is where that leads, if not to `uri` itself."""
+        far = Far(handler, uri, (via or uri).hop)
         self.far.append(far)
         handler.far_sessions.add(self)
         handler.connection.registered += 1

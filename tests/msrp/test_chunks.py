@@ -409,6 +409,43 @@ def test_a_link_of_many_users_is_not_held_up_by_one() -> None:
     assert parse_frames(link.take())[0].method == "200 OK"
 
 
+@pytest.mark.requirement("MSRP-FLOW-02")
+def test_a_client_who_talks_to_another_user_is_no_link_and_waits() -> None:
+    bench = Bench()
+    nora, mina = bench.connect(), bench.connect()
+    mina_path = "msrps://192.0.2.18:1/mina;tcp"
+    bench.open(nora, XN, NORA)
+    bench.open(mina, XM, mina_path, user="mina")
+    slow(mina)
+    wire = send(f"{XN} {XM} {mina_path}", NORA, pattern(500_000))
+    nora.receive(wire[:250_000])
+    assert nora.pauses == 1
+    bench.advance(10)
+    assert nora.pauses == 1
+    assert not nora.take()
+    mina.drain()
+    assert nora.pauses == 0
+    nora.receive(wire[250_000:])
+    assert [frame.method for frame in parse_frames(nora.take())] == ["200 OK"]
+
+
+@pytest.mark.requirement("MSRP-FLOW-02")
+def test_a_link_whose_sessions_all_wait_for_one_hop_waits_with_them() -> None:
+    bench = Bench()
+    nora, link = bench.connect(), bench.connect(identities=("gate.fjord.example",))
+    bench.open(nora, XN, NORA)
+    bench.open(nora, XM, NORA, user="mina")
+    far = "msrps://gate.fjord.example:2855/{};tcp"
+    link.receive(send(f"{XN} {NORA}", far.format("n")))
+    link.receive(send(f"{XM} {NORA}", far.format("m")))
+    link.take()
+    slow(nora)
+    link.receive(send(f"{XN} {NORA}", far.format("n"), pattern(500_000))[:250_000])
+    bench.advance(10)
+    assert link.pauses == 1
+    assert not link.take()
+
+
 @pytest.mark.requirement("MSRP-FLOW-06")
 def test_a_peer_that_reads_no_answers_is_not_read() -> None:
     pair = Pair()
