@@ -424,6 +424,7 @@ def test_a_client_who_talks_to_another_user_is_no_link_and_waits() -> None:
     assert nora.pauses == 1
     assert not nora.take()
     mina.drain()
+    bench.run_turns()
     assert nora.pauses == 0
     nora.receive(wire[250_000:])
     assert [frame.method for frame in parse_frames(nora.take())] == ["200 OK"]
