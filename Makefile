@@ -25,7 +25,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict edge
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 # The stamps are newer than pyproject.toml once its requirements are installed: a second run does nothing here.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
