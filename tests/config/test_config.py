@@ -207,6 +207,10 @@ REFUSED = [
         "[sip]\nallow_targets = ['10.0.0.0/33']",
         "sip.allow_targets[0]: not a network: '10.0.0.0/33' does not appear to be an IPv4 or IPv6 network",
     ),
+    (
+        "[sip]\nnameservers = ['192.0.2.53', '[2001:db8::53]:5353', 'ns.example.com']",
+        'sip.nameservers[2]: expected an IP address, with a port or without, got "ns.example.com"',
+    ),
     ("[admin]\nbind = '0.0.0.0:1'", "admin.token: required because admin.bind (0.0.0.0:1) is not a loopback address"),
     ("[admin]\ntoken = 'env:EDGE_TEST_UNSET'", 'admin.token: environment variable "EDGE_TEST_UNSET" is not set'),
     ("[policy]\nmodule = 'a:B'", "policy.module: not available in this version; remove it"),
