@@ -43,14 +43,14 @@ def _undo_strict_routing(message: Message, uris: UriCache) -> SipUri:
 
 
 def _names_us(connection: Connection, uri: SipUri, addresses: Addresses) -> bool:
-    """Whether maddr is ours and the request came by the port and transport that the URI means."""
+    """Whether maddr and port are ours and the request came by the transport, where the URI names one."""
     try:
         host = normalize_host(uri.parameters[b"maddr"])
     except RemoteError:
         return False
-    named = uri.transport or (b"tls" if uri.secure else b"udp")
     port = uri.port or default_port(uri)
-    return (host, port) in addresses.own and named.upper() == connection.transport.name.encode("ascii")
+    named = uri.transport.upper()
+    return (host, port) in addresses.own and named in (b"", connection.transport.name.encode("ascii"))
 
 
 def _without_maddr(uri: SipUri) -> bytes:

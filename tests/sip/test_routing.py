@@ -134,12 +134,13 @@ def test_rfc3261_16_4_a_maddr_that_names_us_is_taken_off_and_another_is_the_targ
     rig = Rig()
     bob, caller, there = rig.register("bob"), rig.wire(), rig.wire()
     rig.give(caller, request("MESSAGE", "sip:bob@example.com:5060;maddr=edge.example;transport=tcp"))
-    assert len(bob.requests("MESSAGE")) == 1
+    rig.give(caller, request("MESSAGE", "sip:bob@example.com;maddr=edge.example"))
+    assert len(bob.requests("MESSAGE")) == 2
     rig.roads["example.com"] = [there]
     rig.give(caller, request("MESSAGE", "sip:bob@example.com;maddr=192.0.2.99"))
     assert rig.asked == ["sip:bob@example.com;maddr=192.0.2.99"]
     assert [r.uri for r in there.requests("MESSAGE")] == ["sip:bob@example.com;maddr=192.0.2.99"]
-    assert len(bob.requests("MESSAGE")) == 1
+    assert len(bob.requests("MESSAGE")) == 2
 
 
 @pytest.mark.requirement("SIP-PRX-13")
