@@ -35,6 +35,7 @@ FEEDER_LOW = 65536
 _NO_LIMIT = 1 << 62
 _FEW = 64  # parts that may leave without being copied together, when they are
 _LARGE = 65536  # octets in all
+_MEAN = 4096  # octets in one, on average: for less, handing parts over costs more than copying them
 
 Part = bytes | memoryview
 
@@ -111,7 +112,7 @@ class Outbox:
         gathered = self._gathered
         if gathered:
             self._gathered = []
-            if len(gathered) < _FEW and sum(map(len, gathered)) > _LARGE:
+            if len(gathered) < _FEW and sum(map(len, gathered)) > max(_LARGE, len(gathered) * _MEAN):
                 self._recent = 0
                 self.connection.send_parts(gathered)
             else:
