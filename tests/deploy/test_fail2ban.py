@@ -67,6 +67,7 @@ def test_other_lines_ban_nobody(line: str) -> None:
     assert banned(STAMP + line) is None
 
 
+@pytest.mark.interop
 @pytest.mark.skipif(shutil.which("fail2ban-regex") is None, reason="no fail2ban-regex here")
 def test_fail2ban_agrees(tmp_path: Path) -> None:
     log = tmp_path / "log"

@@ -114,6 +114,7 @@ def test_alerts_say_what_to_do() -> None:
     assert len({rule["alert"] for rule in rules()}) == len(rules())
 
 
+@pytest.mark.interop
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here")
 def test_promtool_finds_no_fault() -> None:
     path = DEPLOY / "prometheus" / "prometheus.yml"

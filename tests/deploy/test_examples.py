@@ -1,0 +1,37 @@
+"""What the README has people type is there and works."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT, EdgeServerFactory
+from tests.ua.wait import scaled
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_sends_a_file(edge_server: EdgeServerFactory, tmp_path: Path) -> None:
+    script = ROOT / "docs" / "examples" / "send_file.py"
+    added = re.findall(r"edge user add (\S+)@localhost --password (\S+)", README)
+    assert dict(added).keys() == {"alice", "bob"}
+    assert f"{script.relative_to(ROOT)} README.md" in README
+    server = edge_server(users={f"{user}@localhost": password for user, password in added})
+    done = subprocess.run(
+        [sys.executable, str(script), str(ROOT / "README.md"), f"127.0.0.1:{server.port}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=scaled(60),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"bob has {len(README.encode())} octets, the same: True" in done.stdout
+
+
+def test_pages_the_readme_leads_to_are_there() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
