@@ -250,7 +250,7 @@ class SipCore:
 
     def _handle_new(self, connection: Connection, message: Message, key: bytes, now: float) -> None:
         uri = self._uris.parse(message.uri)
-        if uri.headers or message.uri.endswith(b"?"):
+        if uri.headers:
             raise RemoteError(400, "uri_headers", "no headers in a Request-URI")
         if uri.parameters:
             uri = repair_uri(connection, message, uri, self.addresses, self._uris)

@@ -19,7 +19,8 @@ class SipUri:
     """A parsed sip: or sips: URI.
 
     `user`, `password` are raw (escapes kept) or None; `host` is canonical; `port` is None where absent;
-    `parameters` maps lower-case names to raw values (b"" for a flag); `headers` is the raw text behind `?`.
+    `parameters` maps names, unescaped and in lower case, to raw values (b"" for a flag); `headers` is the raw text
+    behind `?`.
     """
 
     __slots__ = ("headers", "host", "parameters", "password", "port", "raw", "secure", "user")
@@ -36,7 +37,7 @@ class SipUri:
     @property
     def transport(self) -> bytes:
         """The transport parameter in lower case, b"" when absent."""
-        return self.parameters.get(b"transport", b"").lower()
+        return unescape(self.parameters.get(b"transport", b"")).lower()
 
     @property
     def loose(self) -> bool:
@@ -51,12 +52,12 @@ class SipUri:
     def target(self) -> bytes:
         """Return the bytes to use as a Request-URI: without headers and `method` (RFC 3261 §19.1.5)."""
         raw = self.raw
-        if self.headers or raw.endswith(b"?"):
+        if self.headers:
             raw = raw[: raw.index(b"?", raw.rfind(b"@") + 1)]
         if b"method" not in self.parameters:
             return raw
         scheme_host, *parameters = raw[raw.rfind(b"@") + 1 :].split(b";")
-        kept = [p for p in parameters if p.partition(b"=")[0].strip().lower() != b"method"]
+        kept = [piece for piece in parameters if unescape(piece.partition(b"=")[0]).lower() != b"method"]
         return raw[: raw.rfind(b"@") + 1] + b";".join([scheme_host, *kept])
 
 
@@ -86,6 +87,8 @@ def parse_uri(value: bytes) -> SipUri:
     uri.headers = b"" if question < 0 else hostpart[question + 1 :]
     if question >= 0:
         hostpart = hostpart[:question]
+        if not uri.headers:
+            raise syntax_error("uri", "a question mark with no headers")
     hostport, *parameters = hostpart.split(b";")
     if b":::" in hostport:  # the grammar of RFC 3261 allowed three colons; they are never passed on (RFC 5118 §4.10)
         uri.raw = value.replace(b":::", b"::")
@@ -106,7 +109,7 @@ def _parse_uri_parameters(pieces: list[bytes]) -> dict[bytes, bytes]:
     parameters: dict[bytes, bytes] = {}
     for piece in pieces:
         name, _, content = piece.partition(b"=")
-        name = name.lower()
+        name = unescape(name).lower()
         if not name:
             raise syntax_error("uri", "an empty URI parameter")
         if name in parameters and name in (b"transport", b"lr", b"maddr", b"user", b"ttl", b"method", b"ob"):
