@@ -1,6 +1,6 @@
 """Send a file from alice to bob through the MSRP relay of a running server, and say whether it arrived.
 
-    .venv/bin/python docs/examples/send_file.py FILE [HOST:PORT]
+    .venv/bin/python -m docs.examples.send_file FILE [HOST:PORT]
 
 Both ends are the simulated endpoints of the test suite (`tests/ua`), written from the RFCs: each logs in with AUTH over
 TLS and gets its Use-Path, alice sends to the path of bob, and bob puts the chunks together. A certificate that the
