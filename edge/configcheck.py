@@ -131,6 +131,9 @@ def _check_routing(settings: Settings) -> Iterator[tuple[str, str]]:
         yield from _check_next_hop(settings.sip.next_hop)
     if settings.msrp.use_path:
         yield from _check_host_port(settings.msrp.use_path, "msrp.use_path")
+    for index, user in enumerate(settings.sip.third_party):
+        if not re.fullmatch(r"[^@\s]+@[^@\s]+", user):
+            yield f"sip.third_party[{index}]", f'expected "user@domain", got "{user}"'
     yield from _check_networks(settings.sip.trusted_edges, "sip.trusted_edges")
     yield from _check_networks(settings.sip.allow_targets, "sip.allow_targets")
     for index, text in enumerate(settings.sip.nameservers):
@@ -220,6 +223,7 @@ def warnings(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.storage.durability == "relaxed":
         yield "storage.durability", "a crash may lose registrations that were already answered"
     yield from _role_warnings(settings)
+    yield from _third_party_warnings(settings)
     yield from _network_warnings(settings)
     if not is_loopback(settings.admin.host):
         yield "admin.bind", "the token travels unencrypted; put a TLS proxy in front"
@@ -236,6 +240,12 @@ def _role_warnings(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "sip.trusted_edges", 'empty with role "registrar": no edge\'s Path is believed'
     if settings.role != "edge" and settings.sip.next_hop:
         yield "sip.next_hop", f'no effect with role "{settings.role}"'
+
+
+def _third_party_warnings(settings: Settings) -> Iterator[tuple[str, str]]:
+    for index, user in enumerate(settings.sip.third_party):
+        if user.rpartition("@")[2].lower() not in settings.domains:
+            yield f"sip.third_party[{index}]", f"no effect: the domain of {user} is not served here"
 
 
 def _network_warnings(settings: Settings) -> Iterator[tuple[str, str]]:

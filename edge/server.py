@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edge.admin.http import AdminServer
 from edge.admin.rows import Source
-from edge.auth.authenticator import MSRP, Authenticator
+from edge.auth.authenticator import MSRP, SIP, Authenticator, Dialect
 from edge.auth.credentials import CredentialCache
 from edge.auth.lockout import Lockout
 from edge.auth.nonce import Nonces, RandomPool
@@ -30,7 +30,7 @@ from edge.datagram import UdpPort
 from edge.dialer import Dialer
 from edge.errors import ConfigError
 from edge.eventlog import EventLog
-from edge.events import EventBus
+from edge.events import EventBus, StorageChanged
 from edge.interfaces import local_addresses
 from edge.listener import TcpListener
 from edge.memory import keep_buffers, release_unused
@@ -49,7 +49,7 @@ from edge.sip.resolver import Resolver
 from edge.sip.uri import SipUri
 from edge.sipstack import SipStack, World, build_sip
 from edge.sockets import Bound, bind_all
-from edge.storage.base import Storage, StorageError
+from edge.storage.base import Storage, StorageError, UnusableUrlError
 from edge.storage.opening import open_storage
 from edge.timers import TimerWheel
 from edge.tls import TlsContexts
@@ -88,6 +88,7 @@ class Server:
 
         Raises:
             ConfigError: something in the configuration cannot be used, named by its key.
+            StorageError: the database does not answer, or refuses; starting again later may help.
         """
         settings = self._settings
         sockets = bind_all(settings.listen, self._source)
@@ -96,6 +97,7 @@ class Server:
         self._storage = self._open_storage()
         self.bus = EventBus()
         EventLog(self.bus, self._loop.time)
+        self._storage.on_change(self._storage_changed)
         self._trusted = NetworkSet(settings.limits.trusted_networks)
         self.table = ConnectionTable(
             self._loop,
@@ -132,9 +134,14 @@ class Server:
 
     def _open_storage(self) -> Storage:
         try:
-            return open_storage(self._settings.storage, self._loop)
-        except StorageError as error:
+            return open_storage(self._settings.storage, self._loop, self._settings.auth.realm)
+        except UnusableUrlError as error:
             raise ConfigError(self._source, "storage.url", str(error)) from error
+
+    def _storage_changed(self, healthy: bool, reason: str) -> None:
+        if healthy:
+            self._cache.degraded = False  # users are asked for again when their time is over
+        self.bus.publish(StorageChanged(healthy, reason))
 
     def _build_auth(self) -> None:
         settings = self._settings
@@ -146,14 +153,18 @@ class Server:
             for realm in {self._realm(domain) for domain in settings.domains}
         }
         self._authenticators = {
-            domain.lower().encode("ascii"): self._authenticator(self._realm(domain)) for domain in settings.domains
+            domain.lower().encode("ascii"): self._authenticator(domain, SIP) for domain in settings.domains
         }
 
     def _realm(self, domain: str) -> bytes:
         return (self._settings.auth.realm or domain.lower()).encode()
 
-    def _authenticator(self, realm: bytes) -> Authenticator:
-        return Authenticator(realm, self._settings.auth.algorithms, self._nonces[realm], self._cache, self._random)
+    def _authenticator(self, domain: str, dialect: Dialect) -> Authenticator:
+        realm, algorithms = self._realm(domain), self._settings.auth.algorithms
+        return Authenticator(
+            realm, algorithms, self._nonces[realm], self._cache, self._random,
+            dialect=dialect, domain=domain.lower().encode("ascii"),
+        )  # fmt: skip
 
     def _build_flows(self) -> None:
         settings = self._settings
@@ -248,12 +259,9 @@ class Server:
             connects_per_second=msrp.connects_per_second,
             auth_failures=settings.limits.auth_failures,
         )
-        realm = self._realm(settings.domains[0])
         self._relay = Relay(
             relay,
-            authenticator=Authenticator(
-                realm, settings.auth.algorithms, self._nonces[realm], self._cache, self._random, dialect=MSRP
-            ),
+            authenticator=self._authenticator(settings.domains[0], MSRP),
             cache=self._cache,
             users=self._storage.users,
             dial=self._dial_msrp,
@@ -339,8 +347,9 @@ class Server:
     async def _start_admin(self) -> None:
         self._lag = LoopLag(self._loop)
         self._collector = EdgeCollector(
-            self.bus, self.table, self._storage, self._lag, core=self._sip.core, relay=self._relay
-        )
+            self.bus, self.table, self._storage, self._lag, core=self._sip.core, relay=self._relay,
+            commits=lambda: self._storage.commits,
+        )  # fmt: skip
         self._collector.reload_timestamp = time.time()
         registry = build_registry(self._collector)
         source = Source(
@@ -472,6 +481,9 @@ async def _run(settings: Settings, source: str) -> int:
     except ConfigError as error:
         sys.stderr.write(f"edge: {error}\n")
         return 2
+    except StorageError as error:
+        sys.stderr.write(f"edge: {source}: storage.url: {error}\n")
+        return 1
     loop.add_signal_handler(signal.SIGTERM, server.request_stop)
     loop.add_signal_handler(signal.SIGINT, server.request_stop)
     loop.add_signal_handler(signal.SIGHUP, server.reload)

@@ -115,6 +115,8 @@ class Sip(Section, frozen=True):
     nameservers: tuple[str, ...] = ()
     dns_timeout: Wait = 5.0
     recurse: bool = False
+    third_party: tuple[str, ...] = ()
+    strict_path: bool = False
 
     @property
     def allowed_networks(self) -> tuple[Network, ...]:
@@ -133,6 +135,9 @@ class Outbound(Section, frozen=True):
     flow_timer: Annotated[int, msgspec.Meta(ge=1, le=86400)] = 120
     token_keys: tuple[str, ...] = ()
     force: Literal["off", "streams", "all"] = "streams"
+    required: bool = False
+    ob_position: Literal["last", "first", "any"] = "last"
+    lenient: bool = False
 
     @property
     def token_key_bytes(self) -> tuple[bytes, ...]:
@@ -199,6 +204,7 @@ class Limits(Section, frozen=True):
     udp_flows: Count = 100000
     transactions: Count = 100000
     bindings_per_aor: Count = 10
+    flows_per_instance: Count = 4
     branches: Count = 12
     dns_addresses: Count = 8
     websocket_message: Octets = 1048576

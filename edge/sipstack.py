@@ -22,7 +22,7 @@ from edge.sip.keeper import BindingKeeper
 from edge.sip.location import Location
 from edge.sip.message import MessageLimits
 from edge.sip.registrar import Registrar, RegistrarSettings
-from edge.sip.registration import Registration
+from edge.sip.registration import Registration, RegistrationPolicy
 from edge.sip.targets import TargetFinder
 from edge.sip.transaction import Transactions
 from edge.sip.uri import UriCache
@@ -77,6 +77,8 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         uris=uris,
         clock=world.clock,
         publish=world.bus.publish,
+        third_party=settings.sip.third_party,
+        fallback_s=settings.auth.nonce_lifetime,
     )
     tags = ToTags(world.random(16))
     registration = _build_registration(settings, world, addresses, location, access, uris, keeper, tags)
@@ -128,19 +130,28 @@ def _build_registration(
         max_expires=sip.max_expires,
         default_expires=sip.default_expires,
         bindings_per_aor=settings.limits.bindings_per_aor,
+        flows_per_instance=settings.limits.flows_per_instance,
+    )
+    outbound = settings.outbound
+    policy = RegistrationPolicy(
+        force=outbound.force,
+        flow_timer=outbound.flow_timer,
+        min_expires=sip.min_expires,
+        strict_path=sip.strict_path,
+        ob_position=outbound.ob_position,
+        lenient=outbound.lenient,
+        outbound_required=outbound.required,
     )
     return Registration(
         addresses=addresses,
         location=location,
-        registrar=Registrar(location, uris, bounds),
+        registrar=Registrar(location, uris, bounds, addresses.serves),
         access=access,
         flows=world.flows,
         uris=uris,
         keeper=keeper,
         trusted_edge=NetworkSet(sip.trusted_edge_networks).contains,
-        force=settings.outbound.force,
-        flow_timer=settings.outbound.flow_timer,
-        min_expires=sip.min_expires,
+        policy=policy,
         clock=world.clock,
         wall_clock=time.time,
         publish=world.bus.publish,

@@ -52,8 +52,9 @@ class Outcome(Enum):
 class Verdict:
     """The outcome for one row of credentials.
 
-    `username` and `realm` are set as soon as they were read, and proven only when GRANTED. With PENDING they are the
-    key to put into the cache, and `username` is UTF-8 of at most `MAX_USERNAME` octets. `reason` is one of a fixed set
+    `username` and `realm` are set as soon as they were read, and proven only when GRANTED. With PENDING, `username`
+    and the authenticator's `domain` are the key to put into the cache, and `username` is UTF-8 of at most
+    `MAX_USERNAME` octets. `reason` is one of a fixed set
     of words, for logs and metrics; it tells an unknown user from a wrong password and so never goes to the peer.
     `authentication_info` is a whole header value.
     """
@@ -131,13 +132,17 @@ class Authenticator:
 
     `algorithms` are names as configured ("SHA-256", "MD5"); challenges come strongest first whatever their order.
     `nonces` must be made for the same realm and algorithms, and may be shared between dialects. `random` takes a number
-    of octets and returns that many; it is used once, for the stand-in H(A1) of unknown users.
+    of octets and returns that many; it is used once, for the stand-in H(A1) of unknown users. `domain` is where users
+    are looked up: several domains may share a realm, and a name may be somebody else's in each. Default: the realm.
 
     Raises:
         LocalError: an unknown algorithm, or nonces made for another realm or other algorithms.
     """
 
-    __slots__ = ("_algorithms", "_cache", "_dialect", "_frames", "_nonces", "_offered", "_realm", "_stand_ins")
+    __slots__ = (
+        "_algorithms", "_cache", "_dialect", "_frames", "_nonces", "_offered", "_realm", "_stand_ins", "domain",
+        "md5_last",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -148,22 +153,29 @@ class Authenticator:
         random: Callable[[int], bytes],
         *,
         dialect: Dialect = SIP,
+        domain: bytes | None = None,
     ) -> None:
         if nonces.realm != realm or select_algorithms(nonces.algorithms) != select_algorithms(algorithms):
             raise LocalError("nonces made for another realm or other algorithms")
+        self.domain = realm if domain is None else domain
         self._realm = realm
         self._algorithms = select_algorithms(algorithms)
         self._offered = {algorithm.token: algorithm for algorithm in self._algorithms}
         self._nonces = nonces
         self._cache = cache
         self._dialect = dialect
+        self.md5_last = len(self._algorithms) > 1 and self._algorithms[-1] is MD5
         self._stand_ins = {a.token: random(a.hex_length // 2).hex().encode() for a in self._algorithms}
         self._frames = {stale: [self._frame(a, stale) for a in self._algorithms] for stale in (False, True)}
 
-    def challenges(self, now: float, stale: bool = False) -> list[bytes]:
-        """Return one header value for each algorithm, strongest first, MD5 last, all with the same fresh nonce."""
+    def challenges(self, now: float, stale: bool = False, *, last: bool = False) -> list[bytes]:
+        """Return one header value for each algorithm, strongest first, MD5 last, all with the same fresh nonce.
+
+        `last` asks for the last of them alone: for a client that gives up when it sees any other (`md5_last`).
+        """
         nonce = self._nonces.issue(now)
-        return [before + nonce + after for before, after in self._frames[stale]]
+        frames = self._frames[stale]
+        return [before + nonce + after for before, after in (frames[-1:] if last else frames)]
 
     def verify(
         self, value: bytes, method: bytes, uri_ok: UriCheck | None, now: float, *, uri: bytes | None = None
@@ -244,7 +256,7 @@ class Authenticator:
         assert username is not None
         assert nonce is not None
         assert response is not None
-        found = self._cache.get(username, self._realm, now)
+        found = self._cache.get(username, self.domain, now)
         if found is MISSING and _can_be_asked(username):
             return Verdict(Outcome.PENDING, "user", credentials)
         known = None if isinstance(found, Lookup) else found.for_algorithm(algorithm)

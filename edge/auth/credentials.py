@@ -50,9 +50,9 @@ _Key = tuple[bytes, bytes]
 
 
 class CredentialCache:
-    """Remember the user store's answers for (username, realm), the oldest leaving first at `entries` of each kind.
+    """Remember the user store's answers for (username, domain), the oldest leaving first at `entries` of each kind.
 
-    A user is believed for `ttl_s`, an absence for `absent_ttl_s`. While `degraded` is set (the caller does so when the
+    A user is believed for `ttl_s`, an absence for `absent_ttl_s`. While `degraded` is set (`receive` does so when the
     store fails, and takes it back when it answers) users of any age are served for up to `degraded_s` after their time:
     a store that is down for an hour must not lock out who was here before.
     """
@@ -75,9 +75,9 @@ class CredentialCache:
         self._absent: OrderedDict[_Key, float] = OrderedDict()
         self.degraded = False
 
-    def get(self, username: bytes, realm: bytes, now: float) -> Credential | Lookup:
+    def get(self, username: bytes, domain: bytes, now: float) -> Credential | Lookup:
         """Return the credential, ABSENT for a user the store does not have, MISSING when the store must be asked."""
-        key = (username, realm)
+        key = (username, domain)
         entry = self._known.get(key)
         if entry is not None:
             credential, until = entry
@@ -87,10 +87,18 @@ class CredentialCache:
         absent_until = self._absent.get(key)
         return ABSENT if absent_until is not None and now < absent_until else MISSING
 
-    def put(self, username: bytes, realm: bytes, credential: Credential | None, now: float) -> None:
+    def receive(self, username: bytes, domain: bytes, answer: Credential | Exception | None, now: float) -> bool:
+        """Take the user store's answer; False when it failed and nothing older is known that could serve instead."""
+        self.degraded = isinstance(answer, Exception)
+        if isinstance(answer, Exception):
+            return not isinstance(self.get(username, domain, now), Lookup)
+        self.put(username, domain, answer, now)
+        return True
+
+    def put(self, username: bytes, domain: bytes, credential: Credential | None, now: float) -> None:
         """Remember the store's answer, None for no such user; it replaces an earlier one."""
-        key = (username, realm)
-        self.invalidate(username, realm)
+        key = (username, domain)
+        self.invalidate(username, domain)
         if credential is None:
             self._absent[key] = now + self._absent_ttl_s
             if len(self._absent) > self._entries:
@@ -100,9 +108,9 @@ class CredentialCache:
             if len(self._known) > self._entries:
                 self._known.popitem(last=False)
 
-    def invalidate(self, username: bytes, realm: bytes) -> None:
+    def invalidate(self, username: bytes, domain: bytes) -> None:
         """Forget one user, whose password changed or who was removed; unknown ones are no error."""
-        key = (username, realm)
+        key = (username, domain)
         self._known.pop(key, None)
         self._absent.pop(key, None)
 

@@ -141,21 +141,19 @@ class Enrolment:
         assert source.auth is not None
         source.auth.busy = True
         source.connection.uses += 1
-        username, realm = verdict.username, verdict.realm
+        username, domain = verdict.username, self._authenticator.domain
 
         def done(found: Credential | Exception | None) -> None:
             now = self._relay.clock()
-            if isinstance(found, Exception):
+            if not self._cache.receive(username, domain, found, now):
                 self._relay.stats.refuse("user_store")
                 if not source.lost:
                     source.respond(frame.head, 408, b"User store unavailable")
-            else:
-                self._cache.put(username, realm, found, now)
-                if not source.lost:
-                    self._retry(source, frame, now)
+            elif not source.lost:
+                self._retry(source, frame, now)
             self._go_on(source, now)
 
-        self._users.fetch(username.decode(), realm.decode(), done)
+        self._users.fetch(username.decode(), domain.decode(), done)
 
     def _retry(self, source: MsrpHandler, frame: Frame, now: float) -> None:
         try:

@@ -3,16 +3,20 @@
     registrar  401 with WWW-Authenticate        proxy  407 with Proxy-Authenticate        ACK, CANCEL: never asked
 
 Checks are plain calls. One that needs the user store says so, and is made again in the store's callback; nothing waits.
+Whoever registers an AOR must be its user, or one of those who may do so for others (`sip.third_party`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import Enum
+from typing import Final, Protocol
 
 from edge.auth.authenticator import Authenticator, Outcome, Verdict
-from edge.auth.credentials import Credential, CredentialCache, Lookup
+from edge.auth.credentials import Credential, CredentialCache
+from edge.auth.digest import MD5
+from edge.auth.fallback import Fallback
 from edge.auth.lockout import Lockout
 from edge.connections import Connection
 from edge.errors import RemoteError
@@ -26,6 +30,16 @@ from edge.sip.uri import UriCache, parse_uri
 Refusal = tuple[int, Sequence[bytes]]
 
 
+class Grant(Enum):
+    """Who acts: the user of the AOR (then a check returns None), or somebody who may register others."""
+
+    THIRD_PARTY = "third_party"
+
+
+THIRD_PARTY: Final = Grant.THIRD_PARTY
+_MD5_NAMES = (None, MD5.token, MD5.token.lower())
+
+
 @dataclass(slots=True)
 class Pending:
     """Credentials of a user who must be fetched first; see `Access.ask`."""
@@ -37,11 +51,16 @@ class Pending:
 class Users(Protocol):
     """The user store (`edge.storage.base.UserStore`)."""
 
-    def fetch(self, username: str, domain: str, done: Callable[[Credential | Exception | None], None]) -> None: ...
+    def fetch(self, username: str, domain: str, done: Callable[[Credential | Exception | None], None]) -> None:
+        """Look a user up without blocking."""
 
 
 class Access:
-    """Authentication and the identity of the sender. `authenticators` by domain in lower case."""
+    """Authentication and the identity of the sender.
+
+    `authenticators` by domain in lower case. `third_party`: AORs of users who may register others of their domain.
+    `waiting` holds the keys of requests that wait for storage: a repeat of one is absorbed (RFC 3261 §17.2.2).
+    """
 
     def __init__(
         self,
@@ -55,8 +74,11 @@ class Access:
         uris: UriCache,
         clock: Callable[[], float],
         publish: Callable[[Event], None],
+        third_party: Iterable[str] = (),
+        fallback_s: float = 300.0,
     ) -> None:
         self.enabled = enabled
+        self.waiting: set[bytes] = set()
         self.failures: dict[str, int] = {}
         self._addresses = addresses
         self._authenticators = authenticators
@@ -66,6 +88,10 @@ class Access:
         self._uris = uris
         self._clock = clock
         self._publish = publish
+        agents = [user.rpartition("@") for user in third_party]
+        self._third_party = frozenset(f"{name}@{domain.lower()}".encode() for name, _, domain in agents)
+        self._third_party_names = tuple(name.encode() for name, _, _ in agents)
+        self._fallback = Fallback(fallback_s)
 
     def required(self, message: Message, routes: Routes) -> bool:
         """Whether a request must prove who sent it: those of our own users that open something new."""
@@ -79,10 +105,11 @@ class Access:
 
     def check_request(
         self, connection: Connection, message: Message, aor: bytes, proxy: bool, now: float
-    ) -> Refusal | Pending | None:
+    ) -> Refusal | Pending | Grant | None:
         """Judge the credentials of a request that acts for `aor`; see `check`."""
         rows = message.values(h.PROXY_AUTHORIZATION if proxy else h.AUTHORIZATION)
-        return self.check(connection, rows, message.method, message.uri, aor, proxy, now)
+        dialogue = message.texts[h.CALL_ID], message.cseq
+        return self.check(connection, rows, message.method, message.uri, aor, proxy, now, dialogue)
 
     def check(
         self,
@@ -93,57 +120,88 @@ class Access:
         aor: bytes,
         proxy: bool,
         now: float,
-    ) -> Refusal | Pending | None:
-        """Judge rows of credentials for a request that acts for `aor`.
+        dialogue: tuple[bytes, int],
+    ) -> Refusal | Pending | Grant | None:
+        """Judge rows of credentials for a request that acts for `aor`; `dialogue` is its Call-ID and CSeq.
 
-        Returns None when they are good, the status and header lines of the refusal, or `Pending`: call `ask` with it.
+        Returns None when they are those of the AOR's user, THIRD_PARTY when they are of one who may register others,
+        the status and header lines of the refusal, or `Pending`: call `ask` with it.
         """
         domain = aor.rpartition(b"@")[2]
         authenticator = self._authenticators[domain]
         if not rows:
-            return _challenge(authenticator, proxy, False, now)
+            call_id, cseq = dialogue
+            last = authenticator.md5_last and self._fallback.challenge(connection.source, call_id, cseq, now)
+            return _challenge(authenticator, proxy, False, last, now)
         if self._lockout.blocked(connection.source, b"", now):
             self._count("locked_out")
             return 403, ()
         verdict = authenticator.verify_rows(rows, method, lambda named: named == uri or self._names_us(named), now)
         outcome = verdict.outcome
-        if outcome is Outcome.GRANTED:
-            return self._check_identity(connection, verdict, aor, domain)
         if outcome is Outcome.PENDING:
             return Pending(verdict, domain)
+        self._fallback.answered(connection.source, dialogue[0])
+        if outcome is Outcome.GRANTED:
+            return self._check_identity(connection, verdict, aor, domain, proxy)
         if outcome is Outcome.MALFORMED:
             self._report(connection, verdict, verdict.reason)
             return 400, ()
         if outcome is Outcome.DENIED:
             self._lockout.record_failure(connection.source, verdict.username, now)
             self._report(connection, verdict, verdict.reason)
-        return _challenge(authenticator, proxy, verdict.stale, now)
+        return _challenge(authenticator, proxy, verdict.stale, authenticator.md5_last and _prefers_md5(verdict), now)
 
-    def _check_identity(self, connection: Connection, verdict: Verdict, aor: bytes, domain: bytes) -> Refusal | None:
-        """The user proven must be the one acted for (RFC 3261 §10.3 step 4; SIP-AUT-15)."""
-        if verdict.username + b"@" + domain == aor:
+    def _check_identity(
+        self, connection: Connection, verdict: Verdict, aor: bytes, domain: bytes, proxy: bool
+    ) -> Refusal | Grant | None:
+        """The user proven must be the one acted for (RFC 3261 §10.3 step 4; SIP-AUT-15, OB-3P-01)."""
+        proven = verdict.username + b"@" + domain
+        if proven == aor:
             return None
+        if not proxy and proven in self._third_party:
+            return THIRD_PARTY
         self._report(connection, verdict, "identity")
         return 403, ()
 
-    def ask(self, pending: Pending, again: Callable[[float], None], refused: Callable[[int], None]) -> None:
-        """Fetch a user, remember the answer, call `again(now)`; a store that fails is a 500, and nobody is let in."""
-        verdict = pending.verdict
+    def may_be_third_party(self, row: bytes) -> bool:
+        """Whether credentials could be those of somebody who registers others; sure when it says no."""
+        names = self._third_party_names
+        return bool(names) and (b"\\" in row or any(name in row for name in names))
+
+    def ask(self, pending: Pending, key: bytes, again: Callable[[float], None], refused: Callable[[int], None]) -> None:
+        """Fetch a user, remember the answer, call `again(now)`; a store that fails is a 500, and nobody is let in.
+
+        `key` is that of the request's transaction: its repeats are absorbed meanwhile.
+        """
+        username, domain = pending.verdict.username, pending.domain
+        self.waiting.add(key)
 
         def done(found: Credential | Exception | None) -> None:
+            self.waiting.discard(key)
             now = self._clock()
-            if isinstance(found, Exception):
-                self._cache.degraded = True
-                if isinstance(self._cache.get(verdict.username, verdict.realm, now), Lookup):
-                    self._count("storage")
-                    refused(500)
-                    return
+            if self._cache.receive(username, domain, found, now):
+                again(now)
             else:
-                self._cache.degraded = False
-                self._cache.put(verdict.username, verdict.realm, found, now)
-            again(now)
+                self._count("storage")
+                refused(500)
 
-        self._users.fetch(verdict.username.decode(), pending.domain.decode("ascii"), done)
+        self._users.fetch(username.decode(), domain.decode("ascii"), done)
+
+    def know(self, aor: bytes, key: bytes, known: Callable[[bool | None], None]) -> None:
+        """Find out whether there is such a user; None when the store cannot say. `key` as for `ask`."""
+        user, _, domain = aor.rpartition(b"@")
+        try:
+            name = user.decode()
+        except UnicodeDecodeError:
+            known(False)
+            return
+        self.waiting.add(key)
+
+        def done(found: Credential | Exception | None) -> None:
+            self.waiting.discard(key)
+            known(None if isinstance(found, Exception) else found is not None)
+
+        self._users.fetch(name, domain.decode("ascii"), done)
 
     def _names_us(self, uri: bytes) -> bool:
         """Whether a digest URI other than the Request-URI at least names something we serve (SIP-AUT-11)."""
@@ -161,6 +219,12 @@ class Access:
         self.failures[reason] = self.failures.get(reason, 0) + 1
 
 
-def _challenge(authenticator: Authenticator, proxy: bool, stale: bool, now: float) -> Refusal:
+def _challenge(authenticator: Authenticator, proxy: bool, stale: bool, last: bool, now: float) -> Refusal:
     name = b"Proxy-Authenticate: " if proxy else b"WWW-Authenticate: "
-    return 407 if proxy else 401, [name + value for value in authenticator.challenges(now, stale)]
+    return 407 if proxy else 401, [name + value for value in authenticator.challenges(now, stale, last=last)]
+
+
+def _prefers_md5(verdict: Verdict) -> bool:
+    """Whether a client that knows the password answered with MD5 although it could choose: it knows nothing else."""
+    credentials = verdict.credentials
+    return verdict.stale and credentials is not None and credentials.algorithm in _MD5_NAMES

@@ -22,7 +22,7 @@ from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.outbound.flows import FlowTable
 from edge.sip import headers as h
-from edge.sip.access import Access, Pending
+from edge.sip.access import THIRD_PARTY, Access, Grant, Pending, Refusal
 from edge.sip.addresses import Addresses
 from edge.sip.answering import Answerer, ReplyFlows, Unsupported
 from edge.sip.answers import ToTags, build_trying, options_headers, start_line
@@ -31,6 +31,7 @@ from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark,
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
 from edge.sip.proxy import ProxyContext
+from edge.sip.refresh import Refresh, Repeat
 from edge.sip.registration import Registration
 from edge.sip.repair import repair_uri
 from edge.sip.stamping import Stamper
@@ -122,26 +123,35 @@ class SipCore:
         repeat = refresh.recognise(connection, data) if refresh is not None else None
         if refresh is None or repeat is None or self.draining or not self._is_alone(refresh.binding):
             return False
-        rows = () if repeat.authorization is None else (repeat.authorization,)
-        refusal = (
-            self.access.check(connection, rows, b"REGISTER", refresh.uri, refresh.binding.aor, False, now)
-            if self.access.enabled
-            else None
-        )
-        if isinstance(refusal, Pending):
+        transactions = self.transactions
+        key = repeat.branch + refresh.key
+        if key in transactions.finals or key in transactions.servers or len(data) > self.limits.header_line:
             return False
-        self.stats.count_request(b"REGISTER")
+        refusal = self._check_refresh(connection, refresh, repeat, now) if self.access.enabled else None
         if refusal is None:
             refresh.renew(repeat.cseq, now)
-            answer = refresh.write_ok(repeat, self.registration.date_line())
-            self.stats.answers[2] += 1
-            if connection.transport is Transport.UDP:
-                self.transactions.remember_final(repeat.branch + refresh.key + b"REGISTER", answer, now)
+            status, answer = 200, refresh.write_ok(repeat, self.registration.date_line())
+        elif isinstance(refusal, tuple):
+            status, answer = refusal[0], refresh.write(start_line(refusal[0]), repeat, refusal[1])
         else:
-            answer = refresh.write(start_line(refusal[0]), repeat, refusal[1])
-            self.stats.answers[4] += 1
+            return False
+        self.stats.count_request(b"REGISTER")
+        self.stats.answers[status // 100] += 1
+        if connection.transport is Transport.UDP and status != 401:
+            transactions.remember_final(key, answer, now)
         connection.send(answer)
         return True
+
+    def _check_refresh(
+        self, connection: Connection, refresh: Refresh, repeat: Repeat, now: float
+    ) -> Refusal | Pending | Grant | None:
+        """Judge its credentials; nothing is used up where somebody else may be registering."""
+        row, aor = repeat.authorization, refresh.binding.aor
+        if row is not None and self.access.may_be_third_party(row):
+            return THIRD_PARTY
+        rows = () if row is None else (row,)
+        dialogue = refresh.call_id, repeat.cseq
+        return self.access.check(connection, rows, b"REGISTER", refresh.uri, aor, False, now, dialogue)
 
     def _is_alone(self, binding: Binding) -> bool:
         bindings = self.location.bindings(binding.aor)
@@ -179,6 +189,9 @@ class SipCore:
         server = transactions.servers.get(key)
         if server is not None:
             server.receive_retransmission()
+            return
+        if key in self.access.waiting:  # for storage, with nothing to answer yet
+            transactions.retransmissions_absorbed += 1
             return
         if transactions.finals and connection.transport is Transport.UDP:
             final = transactions.finals.get(key)
@@ -307,7 +320,7 @@ class SipCore:
             self._route(connection, message, journey, now)
         elif isinstance(outcome, Pending):
             self._ask(connection, message, journey, outcome)
-        else:
+        elif isinstance(outcome, tuple):
             self.answer(connection, message, outcome[0], outcome[1], now)
 
     def _ask(self, connection: Connection, message: Message, journey: _Journey, pending: Pending) -> None:
@@ -320,7 +333,7 @@ class SipCore:
                     self._route(connection, message, journey, now)
                 elif isinstance(outcome, Pending):
                     raise RemoteError(503, "user_store")
-                else:
+                elif isinstance(outcome, tuple):
                     self.answer(connection, message, outcome[0], outcome[1], now)
             except RemoteError as error:
                 self._answers.refuse(connection, message, error, now)
@@ -328,7 +341,7 @@ class SipCore:
         def refused(status: int) -> None:
             self.answer(connection, message, status, (), self.clock())
 
-        self.access.ask(pending, again, refused)
+        self.access.ask(pending, journey.key, again, refused)
 
     def _route(self, connection: Connection, message: Message, journey: _Journey, now: float) -> None:
         """Find targets and send the request on; the server transaction opens here."""
@@ -408,8 +421,7 @@ class SipCore:
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """A connection is gone: its flow has failed, its bindings go, what had no answer on it yet fails."""
         self.flows.handle_connection_lost(connection, reason, now)
-        if connection.registered:
-            self.location.handle_lost(connection)
+        self.location.handle_lost(connection)
         if self.transactions.clients:
             if not self._lost:
                 self._soon(self._fail_waiting)

@@ -3,7 +3,8 @@
     aor ──► [Binding, …]       by AOR for look-ups
     connection id ──► [Binding, …]  so that a failed flow takes its bindings out at once (OB-FAIL-06)
 
-A binding expires by the wheel. Writing to storage is the registrar's affair; this is what routing reads.
+A binding expires by the wheel. Writing to storage is the registrar's affair; this is what routing reads. What is
+registered over a connection is counted by the flow table (`edge.outbound.flows`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Binding(Timed):
     @property
     def key(self) -> bytes:
         """What tells it from the other bindings of its AOR: instance and reg-id, or the contact (RFC 5626 §6)."""
-        return b"%b:%d" % (self.instance, self.reg_id) if self.reg_id else self.contact
+        return b"<%b>%d" % (self.instance, self.reg_id) if self.reg_id else self.contact
 
     @property
     def reachable(self) -> bool:
@@ -133,14 +134,12 @@ class Location:
     def _link(self, binding: Binding, connection: Connection | None) -> None:
         binding.connection = connection
         if connection is not None:
-            connection.registered += 1
             self._by_connection.setdefault(connection.id, []).append(binding)
 
     def _unlink(self, binding: Binding) -> None:
         connection = binding.connection
         if connection is None:
             return
-        connection.registered -= 1
         held = self._by_connection.get(connection.id)
         if held is not None:
             held.remove(binding)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge.connections import Connection
-from edge.outbound.flows import Registration
+from edge.outbound.flows import FlowState, Registration
 from edge.sip import headers as h
 from edge.sip.grammar import TOKEN_CHARS
 from edge.sip.location import Binding
@@ -42,20 +42,26 @@ class Refresh:
     """One registration as it was granted last: the request cut where it varies, and the parts of its answer."""
 
     __slots__ = (
-        "_after", "_end", "_granted", "_identity", "_lines", "_middle", "_registration", "_start", "_via", "binding",
-        "key", "uri",
+        "_after", "_end", "_granted", "_identity", "_lines", "_middle", "_registration", "_start", "_via",
+        "_with_credentials", "binding", "call_id", "key", "uri",
     )  # fmt: skip
 
     def __init__(self, binding: Binding, registration: Registration, message: Message, granted: int) -> None:
         self.binding = binding
         self.uri = message.uri
-        self.key = message.via.key  # the sent-by, for the transaction's key
+        self.call_id = message.texts[h.CALL_ID]
+        self.key = message.via.key + message.method  # what follows the branch in the transaction's key
         self._registration = registration
         self._granted = granted
 
     def take_apart(self, message: Message, tag: bytes, lines: Sequence[bytes]) -> bool:
-        """Cut request and answer where they vary; False where the request is not in the usual order."""
+        """Cut request and answer where they vary; False where the request is not in the usual order.
+
+        A quoted string in the Via might hold what looks like the branch.
+        """
         first, rows, via = message.first, message.lines.copy(), message.via
+        if b'"' in via.text:
+            return False
         top, cseq, credentials = first[h.VIA], first[h.CSEQ], first[h.AUTHORIZATION]
         head, separator, rest = via.text.partition(b";branch=" + via.branch)
         if not separator or not top < cseq or (credentials and credentials < cseq) or not via.branch:
@@ -66,6 +72,7 @@ class Refresh:
         self._start = _CRLF.join(stops)
         self._middle = _CRLF.join([rest, *rows[top + 1 : cseq], b"CSeq: "])
         until = credentials or len(rows)
+        self._with_credentials = credentials > 0
         self._after = _CRLF.join([b" REGISTER", *rows[cseq + 1 : until], b""])
         self._end = _CRLF.join([*rows[until + 1 :], b"", b""]) if credentials else _CRLF
         self._cut_answer(message, fixed, tag, lines)
@@ -87,9 +94,11 @@ class Refresh:
         return b"".join((self._start, message.via.branch, self._middle, number, self._after, line, self._end))
 
     def recognise(self, connection: Connection, data: bytes) -> Repeat | None:
-        """Tell whether `data` is this request once more, later and over the same flow."""
+        """Tell whether `data` is this request once more, later and over the same flow, whose token is the same."""
         binding = self.binding
         if binding.connection is not connection or not data.startswith(self._start):
+            return None
+        if binding.flow != connection.token or self._registration.flow.state is not FlowState.UP:
             return None
         start = len(self._start)
         stop = data.find(self._middle, start, start + _LONGEST_BRANCH + len(self._middle))
@@ -105,6 +114,8 @@ class Refresh:
         credentials = data[after + len(self._after) :]
         if credentials == self._end:
             repeat = Repeat(branch, number, None)
+        elif not self._with_credentials:  # a line more than was counted and measured
+            return None
         else:
             value = self._read_credentials(credentials)
             if value is None:
@@ -116,7 +127,7 @@ class Refresh:
         line = rest.removesuffix(self._end)
         if len(line) == len(rest) or line[:15] != _AUTHORIZATION or line[-2:] != _CRLF or line.count(b"\n") != 1:
             return None
-        return None if b"\r" in line[:-2] or b"\0" in line else line[15:-2]
+        return None if b"\r" in line[:-2] or b"\0" in line else line[15:-2].strip(b" \t")
 
     def renew(self, cseq: int, now: float) -> None:
         """Renew the binding; its timers find out by themselves."""

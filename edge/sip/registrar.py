@@ -6,6 +6,8 @@ then. Whoever drives it stores the plan, applies it and answers: all of it or no
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edge.connections import Connection
@@ -22,12 +24,13 @@ MALFORMED_EXPIRES = 3600
 
 @dataclass(frozen=True, slots=True)
 class RegistrarSettings:
-    """Bounds on registrations; seconds and counts."""
+    """Bounds on registrations; seconds and counts. `bindings_per_aor` counts the flows of one instance once."""
 
     min_expires: int = 60
     max_expires: int = 3600
     default_expires: int = 3600
     bindings_per_aor: int = 10
+    flows_per_instance: int = 4
     contacts_per_request: int = 10
     contact_octets: int = 1024
     instance_octets: int = 256
@@ -36,9 +39,10 @@ class RegistrarSettings:
 class Contact:
     """One value of a Contact header of a REGISTER, read once."""
 
-    __slots__ = ("expires", "instance", "parameters", "q", "reg_id", "uri")
+    __slots__ = ("expires", "instance", "ours", "parameters", "q", "reg_id", "uri")
 
     uri: SipUri
+    ours: bool  # it points at ourselves
     parameters: bytes  # to give back: without expires
     expires: bytes | None
     q: int
@@ -61,7 +65,10 @@ class Plan:
 
 
 class Hop:
-    """How a REGISTER reached us: over which flow, with which Path, and whether outbound may apply."""
+    """How a REGISTER reached us: over which flow, with which Path, and whether outbound may apply.
+
+    A `connection` of None ties the contacts to no flow of ours: they are reached along the Path, or by their address.
+    """
 
     __slots__ = ("connection", "flow", "lacks_outbound", "outbound", "path")
 
@@ -74,14 +81,20 @@ class Hop:
 
 
 class Registrar:
-    """Reads REGISTER requests. Contacts repeat, so their parsed form is remembered, within a bound."""
+    """Reads REGISTER requests. Contacts repeat, so their parsed form is remembered, within a bound.
 
-    __slots__ = ("_contacts", "_settings", "_uris", "location")
+    `is_ours` tells whether a URI leads back to this server.
+    """
 
-    def __init__(self, location: Location, uris: UriCache, settings: RegistrarSettings) -> None:
+    __slots__ = ("_contacts", "_is_ours", "_settings", "_uris", "location")
+
+    def __init__(
+        self, location: Location, uris: UriCache, settings: RegistrarSettings, is_ours: Callable[[SipUri], bool]
+    ) -> None:
         self.location = location
         self._uris = uris
         self._settings = settings
+        self._is_ours = is_ours
         self._contacts: dict[bytes, list[Contact]] = {}
 
     def plan(self, message: Message, aor: bytes, hop: Hop, supports_outbound: bool, now: float) -> Plan:
@@ -100,6 +113,8 @@ class Registrar:
         contacts = self._read_contacts(values)
         header_expires = message.value(h.EXPIRES)
         self._check_outbound(contacts, header_expires, hop, supports_outbound)
+        if any(contact.uri.secure for contact in contacts):
+            _check_secure(contacts, message, hop)
         call_id = message.value(h.CALL_ID) or b""
         for contact in contacts:
             self._plan_contact(plan, contact, header_expires, message, call_id, hop, now)
@@ -109,7 +124,7 @@ class Registrar:
 
     def _plan_removal_of_all(self, plan: Plan, message: Message, values: list[bytes]) -> None:
         expires = message.value(h.EXPIRES)
-        if len(values) != 1 or expires is None or not is_digits(expires) or int(expires[:10]) != 0:
+        if len(values) != 1 or expires is None or not is_digits(expires) or expires.strip(b"0"):
             raise syntax_error("contact_star", "Contact: * stands alone and with Expires: 0")
         call_id = message.value(h.CALL_ID)
         for binding in self.location.bindings(plan.aor):
@@ -128,20 +143,31 @@ class Registrar:
         now: float,
     ) -> None:
         outbound = bool(contact.reg_id and contact.instance and hop.outbound)
-        old = self._find(plan.aor, contact, outbound)
+        old = self._find(self.location.bindings(plan.aor), contact, outbound)
         if old is not None and old.call_id == call_id and message.cseq <= old.cseq:
             raise syntax_error("cseq_order", "the CSeq is not higher than before")
         granted = self._grant(contact, header_expires)
+        self._forget_earlier(plan, contact, outbound, old)
         if granted == 0:
             if old is not None:
                 plan.remove.append(old)
             return
+        if contact.ours:
+            raise syntax_error("contact_loop", "a contact points at this server")
         binding = _build(plan.aor, contact, outbound, hop, now)
         binding.call_id = call_id
         binding.cseq = message.cseq
         binding.expires_at = now + granted
         binding.user_agent = message.value(h.USER_AGENT) or b""
         plan.put.append((binding, old, granted))
+
+    def _forget_earlier(self, plan: Plan, contact: Contact, outbound: bool, old: Binding | None) -> None:
+        """Let the later of two values for one binding in one request count."""
+        if old in plan.remove:
+            plan.remove.remove(old)
+        if plan.put:
+            earlier = self._find([binding for binding, _, _ in plan.put], contact, outbound)
+            plan.put = [item for item in plan.put if item[0] is not earlier and (old is None or item[1] is not old)]
 
     def _grant(self, contact: Contact, header_expires: bytes | None) -> int:
         """Return the seconds to grant (RFC 3261 §10.3 step 7): 0 removes, too short is a 423."""
@@ -152,14 +178,20 @@ class Registrar:
             raise RemoteError(423, "interval_too_brief")
         return min(wanted, settings.max_expires)
 
-    def _find(self, aor: bytes, contact: Contact, outbound: bool) -> Binding | None:
-        for binding in self.location.bindings(aor):
+    def _find(self, bindings: list[Binding], contact: Contact, outbound: bool) -> Binding | None:
+        for binding in bindings:
             if outbound:
                 if binding.reg_id == contact.reg_id and binding.instance == contact.instance:
                     return binding
-            elif not binding.reg_id and uri_equal(self._uris.parse(binding.contact), contact.uri):
+            elif not binding.reg_id and self._is_same(self._uris.parse(binding.contact), contact.uri):
                 return binding
         return None
+
+    def _is_same(self, known: SipUri, uri: SipUri) -> bool:
+        """Whether two contacts are one: by URI comparison, sip and sips taken as one (RFC 5630 §5.1.1.1)."""
+        if known.secure is not uri.secure:
+            known = self._uris.parse((b"sips:" if uri.secure else b"sip:") + known.raw.partition(b":")[2])
+        return uri_equal(known, uri)
 
     def _check_outbound(
         self, contacts: list[Contact], header_expires: bytes | None, hop: Hop, supports_outbound: bool
@@ -167,16 +199,27 @@ class Registrar:
         flows = [contact for contact in contacts if contact.reg_id and contact.instance]
         if not flows:
             return
-        if len(contacts) > 1 and sum(self._grant(contact, header_expires) > 0 for contact in contacts) > 1:
-            raise syntax_error("several_reg_ids", "one contact with a reg-id at a time")
+        if len(contacts) > 1:
+            alive = [contact for contact in contacts if self._grant(contact, header_expires) > 0]
+            if len(alive) > 1 and any(contact in flows for contact in alive):
+                raise syntax_error("several_reg_ids", "one contact with a reg-id at a time")
         if hop.lacks_outbound and supports_outbound:
             raise RemoteError(439, "first_hop_lacks_outbound")
 
     def _check_count(self, plan: Plan) -> None:
+        """Count what would be there: devices of the AOR, flows of each device; who was there may always come back."""
+        if all(old is not None for _, old, _ in plan.put):
+            return
+        gone = [*plan.remove, *(old for _, old, _ in plan.put if old is not None)]
         known = self.location.bindings(plan.aor)
-        added = sum(old is None for _, old, _ in plan.put)
-        if added and len(known) + added - len(plan.remove) > self._settings.bindings_per_aor:
+        before = Counter(map(_device, known))
+        after = Counter(_device(binding) for binding in known if binding not in gone)
+        after.update(_device(binding) for binding, _, _ in plan.put)
+        if len(after) > self._settings.bindings_per_aor and after.keys() - before.keys():
             raise RemoteError(403, "too_many_bindings", "Too many contacts")
+        most = self._settings.flows_per_instance
+        if any(count > most and count > before[device] for device, count in after.items()):
+            raise RemoteError(403, "too_many_flows", "Too many flows of one instance")
 
     def _read_contacts(self, values: list[bytes]) -> list[Contact]:
         contacts: list[Contact] = []
@@ -204,10 +247,12 @@ class Registrar:
         parameters = parse_parameters(address.parameters)
         _check_once(parameters)
         values = dict(parameters)
-        contact.expires = values.get(b"expires") if b"expires" in values else None
+        contact.expires = (values[b"expires"] or b"") if b"expires" in values else None
         contact.q = _read_q(values[b"q"]) if b"q" in values else 1000
         contact.instance = self._read_instance(values.get(b"+sip.instance"))
-        contact.reg_id = _read_reg_id(values[b"reg-id"]) if b"reg-id" in values and contact.instance else 0
+        reg_id = _read_reg_id(values[b"reg-id"]) if b"reg-id" in values else 0
+        contact.reg_id = reg_id if contact.instance else 0
+        contact.ours = self._is_ours(contact.uri)
         contact.parameters = b"".join(
             b";" + name + (b"" if content is None else b"=" + content)
             for name, content in parameters
@@ -221,6 +266,19 @@ class Registrar:
         if len(value) > self._settings.instance_octets:
             raise syntax_error("instance", "the instance is too long")
         return canonical_instance(value)
+
+
+def _check_secure(contacts: list[Contact], message: Message, hop: Hop) -> None:
+    """A sips contact wants the whole registration to be sips (RFC 5630 §5.2)."""
+    uris = [message.uri, *(contact.uri.raw for contact in contacts)]
+    uris += [h.parse_name_addr(value).uri for value in hop.path]
+    if not all(uri[:5].lower() == b"sips:" for uri in uris):
+        raise syntax_error("sips_contact", "a sips contact needs sips everywhere")
+
+
+def _device(binding: Binding) -> bytes:
+    """What counts as one device: an instance with all its flows, or a contact."""
+    return binding.instance if binding.reg_id else b"\0" + binding.contact
 
 
 def _build(aor: bytes, contact: Contact, outbound: bool, hop: Hop, now: float) -> Binding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Protocol
 
@@ -16,9 +17,9 @@ from edge.errors import RemoteError
 from edge.events import Event, RegistrationChanged
 from edge.outbound.flows import FlowTable
 from edge.sip import headers as h
-from edge.sip.access import Access, Pending
+from edge.sip.access import THIRD_PARTY, Access, Pending
 from edge.sip.addresses import Addresses
-from edge.sip.grammar import split_list
+from edge.sip.grammar import split_list, unfold
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message
 from edge.sip.refresh import Refresh, Refreshes
@@ -30,6 +31,8 @@ KNOWN_OPTIONS = frozenset((b"path", b"outbound", b"gruu"))
 _SUPPORTED = b"Supported: path, outbound"
 _REQUIRE = b"Require: outbound"
 
+_UNSUPPORTED_PATH = b"Unsupported: path"
+
 Answer = Callable[..., None]
 Stored = Callable[[Exception | None], None]
 
@@ -37,7 +40,21 @@ Stored = Callable[[Exception | None], None]
 class Keeper(Protocol):
     """Keeps bindings over a restart: `None` in its place means that nothing is kept."""
 
-    def save(self, put: list[Binding], removed: list[Binding], done: Stored | None) -> None: ...
+    def save(self, put: list[Binding], removed: list[Binding], done: Stored | None) -> None:
+        """Store changes; `done` once they are safe, or could not be made so."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationPolicy:
+    """What an operator may choose; the names are those of the configuration. Seconds."""
+
+    force: str = "streams"
+    flow_timer: int = 120
+    min_expires: int = 60
+    strict_path: bool = False
+    ob_position: str = "last"
+    lenient: bool = False
+    outbound_required: bool = False
 
 
 class Registration:
@@ -54,9 +71,7 @@ class Registration:
         uris: UriCache,
         keeper: Keeper | None,
         trusted_edge: Callable[[str], bool],
-        force: str,
-        flow_timer: int,
-        min_expires: int,
+        policy: RegistrationPolicy,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         publish: Callable[[Event], None],
@@ -71,10 +86,9 @@ class Registration:
         self._uris = uris
         self._keeper = keeper
         self._trusted_edge = trusted_edge
-        self._force = force
-        self._flow_timer_s = flow_timer
-        self._require_and_timer = _REQUIRE + b"\r\nFlow-Timer: %d" % flow_timer
-        self._min_expires = b"Min-Expires: %d" % min_expires
+        self._policy = policy
+        self._require_and_timer = _REQUIRE + b"\r\nFlow-Timer: %d" % policy.flow_timer
+        self._min_expires = b"Min-Expires: %d" % policy.min_expires
         self._clock = clock
         self._wall_clock = wall_clock
         self._publish = publish
@@ -85,7 +99,7 @@ class Registration:
         self._aors: dict[bytes, bytes] = {}
         self.refreshes = Refreshes()
         self._date = (0, b"")
-        location.on_expired = lambda binding: self._gone(binding, "expired")
+        location.on_expired = self._expired
         location.on_lost = lambda binding: self._gone(binding, "connection_lost")
 
     def retry_after(self) -> int:
@@ -99,75 +113,115 @@ class Registration:
             if unknown:
                 answer(connection, message, 420, (b"Unsupported: " + b", ".join(unknown),), now)
                 return
-        aor = self._aor(message)
-        if self._access.enabled and not self._authenticated(connection, message, aor, answer, now, ask=True):
-            return
-        self._process(connection, message, aor, answer, now)
-
-    def _authenticated(
-        self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float, *, ask: bool
-    ) -> bool:
-        """Check the credentials; False when the request was refused, or goes on once the user store has answered."""
-        outcome = self._access.check_request(connection, message, aor, False, now)
+        aor = self._aors.get(message.texts[h.TO])
+        served = True
+        if aor is None:
+            aor, served = self._read_aor(message)
+        outcome = self._access.check_request(connection, message, aor, False, now) if self._access.enabled else None
         if outcome is None:
-            return True
-        if not isinstance(outcome, Pending):
-            answer(connection, message, outcome[0], outcome[1], now)
-        elif ask:
-            self._access.ask(
-                outcome,
-                lambda now: self._continue(connection, message, aor, answer, now),
-                lambda status: answer(connection, message, status, (), self._clock()),
-            )
+            self._proceed(connection, message, aor, served, answer, now)
+        elif outcome is THIRD_PARTY:
+            self._proceed_for_other(connection, message, aor, served, answer)
+        elif isinstance(outcome, Pending):
+            self._ask(connection, message, aor, served, answer, outcome)
         else:
-            answer(connection, message, 503, (), now)
-        return False
+            answer(connection, message, outcome[0], outcome[1], now)
 
-    def _continue(self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float) -> None:
-        """The user store has answered: check again, and go on."""
-        if not self._authenticated(connection, message, aor, answer, now, ask=False):
-            return
-        try:
-            self._process(connection, message, aor, answer, now)
-        except RemoteError as error:
-            answer(connection, message, error.status, (), now, error.detail)
+    def _ask(
+        self, connection: Connection, message: Message, aor: bytes, served: bool, answer: Answer, pending: Pending
+    ) -> None:
+        """Check again once the user store has answered, and go on."""
 
-    def _aor(self, message: Message) -> bytes:
-        """Return the AOR of the To header: 400 for another scheme, 404 for another domain (RFC 3261 §10.3 step 5)."""
+        def again(now: float) -> None:
+            outcome = self._access.check_request(connection, message, aor, False, now)
+            try:
+                if outcome is None:
+                    self._proceed(connection, message, aor, served, answer, now)
+                elif outcome is THIRD_PARTY:
+                    self._proceed_for_other(connection, message, aor, served, answer)
+                elif isinstance(outcome, Pending):
+                    answer(connection, message, 503, (), now)
+                else:
+                    answer(connection, message, outcome[0], outcome[1], now)
+            except RemoteError as error:
+                answer(connection, message, error.status, (), now, error.detail)
+
+        def refused(status: int) -> None:
+            answer(connection, message, status, (), self._clock())
+
+        self._access.ask(pending, message.key, again, refused)
+
+    def _proceed_for_other(
+        self, connection: Connection, message: Message, aor: bytes, served: bool, answer: Answer
+    ) -> None:
+        """Register somebody else, who must exist (RFC 3261 §10.3 step 5)."""
+
+        def known(exists: bool | None) -> None:
+            now = self._clock()
+            if not exists:
+                answer(connection, message, 500 if exists is None else 404, (), now)
+                return
+            try:
+                self._proceed(connection, message, aor, served, answer, now, other=True)
+            except RemoteError as error:
+                answer(connection, message, error.status, (), now, error.detail)
+
+        self._access.know(aor, message.key, known)
+
+    def _read_aor(self, message: Message) -> tuple[bytes, bool]:
+        """Return the AOR of the To header and whether it can be one of ours; 400 for another scheme (RFC 3261 §10.3).
+
+        That it is not ours is said only to those who could register it if it were: step 5 comes after 3 and 4.
+        """
         text = message.texts[h.TO]
-        known = self._aors.get(text)
-        if known is not None:
-            return known
         try:
             to = self._uris.parse(message.address(h.TO).uri)
         except RemoteError:
             raise RemoteError(400, "to", "To must be a sip or sips URI") from None
         if not self._addresses.serves(to) or to.user is None:
-            raise RemoteError(404, "aor")
+            domain = self._addresses.aor(self._uris.parse(message.uri)).rpartition(b"@")[2]
+            return to.aor().rpartition(b"@")[0] + b"@" + domain, False
         aor = self._addresses.aor(to)
         if len(text) <= 256:
             if len(self._aors) >= 1024:
                 self._aors.clear()
             self._aors[text] = aor
-        return aor
+        return aor, True
 
-    def _in_turn(self, aor: bytes, work: Callable[[], None]) -> None:
+    def _in_turn(self, aor: bytes, key: bytes, work: Callable[[], None]) -> None:
+        """Do it now, or after what is being stored for this AOR; repeats are absorbed until it is answered."""
         waiting = self._busy.get(aor)
+        if waiting is not None and len(waiting) >= 16:
+            raise RemoteError(503, "registrations_waiting")
+        self._access.waiting.add(key)
         if waiting is None:
             work()
-        elif len(waiting) < 16:
-            waiting.append(work)
         else:
-            raise RemoteError(503, "registrations_waiting")
+            waiting.append(work)
 
-    def _process(self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float) -> None:
+    def _proceed(
+        self,
+        connection: Connection,
+        message: Message,
+        aor: bytes,
+        served: bool,
+        answer: Answer,
+        now: float,
+        *,
+        other: bool = False,
+    ) -> None:
+        """The sender may change this AOR: read the contacts, change the bindings, answer.
+
+        `other` says that somebody registers for another one: then nothing is tied to the way it came (RFC 5626 §4.2.3).
+        """
+        if not served:
+            raise RemoteError(404, "aor")
         if self._keeper is not None:
-            self._in_turn(aor, lambda: self._store(connection, message, aor, answer, self._clock()))
+            self._in_turn(aor, message.key, lambda: self._store(connection, message, aor, answer, other))
             return
         supported = self.options(message, h.SUPPORTED)
         try:
-            hop = self._hop(connection, message)
-            plan = self._registrar.plan(message, aor, hop, b"outbound" in supported, now)
+            plan, hop = self._plan(connection, message, aor, supported, other, now)
         except RemoteError as error:
             self._refuse(connection, message, answer, error, now)
             return
@@ -175,6 +229,20 @@ class Registration:
         lines = self._headers(plan, hop, supported, now)
         self._remember(connection, message, plan, lines)
         answer(connection, message, 200, lines, now)
+
+    def _plan(
+        self, connection: Connection, message: Message, aor: bytes, supported: frozenset[bytes], other: bool, now: float
+    ) -> tuple[Plan, Hop]:
+        """Decide what changes and which contacts are tied to the flow; raises what `Registrar.plan` does."""
+        hop = Hop(None, (), False) if other else self._hop(connection, message, supported)
+        plan = self._registrar.plan(message, aor, hop, b"outbound" in supported, now)
+        if hop.connection is not None:
+            for binding, _, _ in plan.put:
+                if not self._uses_flow(binding, hop.connection):
+                    binding.flow = b""
+        if self._policy.outbound_required and any(not binding.reg_id for binding, _, _ in plan.put):
+            raise RemoteError(421, "outbound_required")
+        return plan, hop
 
     def _remember(self, connection: Connection, message: Message, plan: Plan, lines: Sequence[bytes]) -> None:
         """Remember a registration that has just been refreshed: its next refresh will look the same.
@@ -202,6 +270,10 @@ class Registration:
             extra = (self._min_expires,)
         elif error.status == 439:
             extra = (_SUPPORTED,)
+        elif error.status == 421:
+            extra = (_REQUIRE,)
+        elif error.status == 420:
+            extra = (_UNSUPPORTED_PATH,)
         answer(connection, message, error.status, extra, now, error.detail)
 
     def options(self, message: Message, kind: int) -> frozenset[bytes]:
@@ -218,43 +290,55 @@ class Registration:
             self._options[key] = known
         return known
 
-    def _hop(self, connection: Connection, message: Message) -> Hop:
+    def _hop(self, connection: Connection, message: Message, supported: frozenset[bytes]) -> Hop:
         """Judge from the Via rows how the request came (RFC 5626 §6, RFC 3327 §5.3)."""
         if not message.repeats or len(message.indexes(h.VIA)) == 1:
             if b"," not in message.texts[h.VIA]:
                 hop = Hop(connection, (), True)
                 hop.flow = self._flows.token_of(connection)
                 return hop
-        return self._relayed_hop(connection, message)
+        return self._relayed_hop(connection, message, supported)
 
-    def _relayed_hop(self, connection: Connection, message: Message) -> Hop:
+    def _relayed_hop(self, connection: Connection, message: Message, supported: frozenset[bytes]) -> Hop:
         path: tuple[bytes, ...] = ()
         if message.first[h.PATH] and self._trusted_edge(connection.remote[0]):
-            path = tuple(item for value in message.values(h.PATH) for item in split_list(value))
+            path = tuple(item for value in message.values(h.PATH) for item in split_list(unfold(value)))
             if len(path) > 10 or sum(map(len, path)) > 2048:
                 raise RemoteError(400, "path", "too many Path values")
-        outbound = bool(path) and b"ob" in self._uris.parse(h.parse_name_addr(path[-1]).uri).parameters
+            if self._policy.strict_path and b"path" not in supported:
+                raise RemoteError(420, "path_unsupported")
+        outbound = self._has_ob(path)
         hop = Hop(None, path, outbound)
-        hop.lacks_outbound = not outbound
+        hop.lacks_outbound = not outbound and not self._policy.lenient
         return hop
 
-    def _store(self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float) -> None:
+    def _has_ob(self, path: tuple[bytes, ...]) -> bool:
+        """Whether the first edge keeps flows: it wrote the last Path value, for each proxy puts its own in front."""
+        found = [b"ob" in self._uris.parse(h.parse_name_addr(value).uri).parameters for value in path]
+        position = self._policy.ob_position
+        return any(found if position == "any" else found[:1] if position == "first" else found[-1:])
+
+    def _store(self, connection: Connection, message: Message, aor: bytes, answer: Answer, other: bool) -> None:
         """Plan, store, then apply and answer: all of it or nothing (RFC 3261 §10.3 step 7)."""
         assert self._keeper is not None
+        now = self._clock()
         supported = self.options(message, h.SUPPORTED)
+        waiting = self._access.waiting
         try:
-            hop = self._hop(connection, message)
-            plan = self._registrar.plan(message, aor, hop, b"outbound" in supported, now)
+            plan, hop = self._plan(connection, message, aor, supported, other, now)
         except RemoteError as error:
+            waiting.discard(message.key)
             self._refuse(connection, message, answer, error, now)
             return
         if not plan.put and not plan.remove:
+            waiting.discard(message.key)
             answer(connection, message, 200, self._headers(plan, hop, supported, now), now)
             return
         self._busy[aor] = deque()
 
         def stored(error: Exception | None) -> None:
             now = self._clock()
+            waiting.discard(message.key)
             if error is None:
                 self._apply(plan, hop, now)
                 answer(connection, message, 200, self._headers(plan, hop, supported, now), now)
@@ -276,30 +360,47 @@ class Registration:
 
     def _apply(self, plan: Plan, hop: Hop, now: float) -> None:
         for binding in plan.remove:
-            if binding.connection is not None:
-                self._flows.unregister(binding.connection, binding.aor, binding.instance, binding.reg_id)
             if self._location.remove(binding):
+                self._release(binding)
                 self._tell(binding, "removed", 0)
         connection = hop.connection
         for new, old, granted in plan.put:
-            binding = new if old is None else _renew(old, new)
-            if connection is not None and connection.closed:
-                self._location.remove(binding)
-                continue
-            flow = connection if connection is not None and self._uses_flow(binding, connection) else None
-            self._location.put(binding, flow)
-            if old is None:
-                self._tell(binding, "added", granted)
-            if flow is not None:
-                self._flows.register(flow, binding.aor, binding.instance, binding.reg_id, granted, now)
+            self._put(new, old, granted, connection if new.flow else None, now)
         if plan.outbound and connection is not None and not connection.closed:
-            self._flows.set_flow_timer(connection, self._flow_timer_s, now)
+            self._flows.set_flow_timer(connection, self._policy.flow_timer, now)
+
+    def _put(self, new: Binding, old: Binding | None, granted: int, flow: Connection | None, now: float) -> None:
+        """Enter one binding, new or renewed; `flow`, the connection it is tied to, takes it along if it has ended."""
+        added = old is None or old not in self._location.bindings(new.aor)
+        if old is not None and old.connection is not flow and not old.reg_id:
+            self._release(old)
+        binding = new if old is None else _renew(old, new)
+        if flow is not None and flow.closed:
+            self._location.remove(binding)
+            self._unkeep(binding)
+            return
+        self._location.put(binding, flow)
+        if flow is not None:
+            self._flows.register(flow, binding.aor, binding.instance, binding.reg_id, granted, now)
+        if added:
+            self._tell(binding, "added", granted)
+
+    def _release(self, binding: Binding) -> None:
+        """Tell the flow table that a binding is not registered over its flow any more."""
+        connection = binding.connection
+        if connection is None:
+            return
+        key = binding.instance, binding.reg_id
+        for other in self._location.bindings(binding.aor):
+            if other is not binding and other.connection is connection and (other.instance, other.reg_id) == key:
+                return
+        self._flows.unregister(connection, binding.aor, *key)
 
     def _uses_flow(self, binding: Binding, connection: Connection) -> bool:
         """Whether requests for this contact go over the flow it came on, and not by its address."""
         if binding.path:
             return False
-        if connection.transport is not Transport.UDP or binding.reg_id or self._force == "all":
+        if connection.transport is not Transport.UDP or binding.reg_id or self._policy.force == "all":
             return True
         uri = self._uris.parse(binding.contact)
         return uri.host.strip(b"[]").decode("ascii") == connection.remote[0] and (
@@ -337,10 +438,29 @@ class Registration:
         if self._location.remove(binding):
             self._gone(binding, change)
 
+    def _expired(self, binding: Binding) -> None:
+        self._release(binding)
+        self._gone(binding, "expired")
+
     def _gone(self, binding: Binding, change: str) -> None:
-        if self._keeper is not None:
-            self._keeper.save([], [binding], None)
+        self._unkeep(binding)
         self._tell(binding, change, 0)
+
+    def _unkeep(self, binding: Binding) -> None:
+        """Take a binding out of storage, unless what is being stored for its AOR just now brings it back."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+
+        def remove() -> None:
+            if all(other.key != binding.key for other in self._location.bindings(binding.aor)):
+                keeper.save([], [binding], None)
+
+        waiting = self._busy.get(binding.aor)
+        if waiting is None:
+            remove()
+        else:
+            waiting.append(remove)
 
     def _tell(self, binding: Binding, change: str, expires: int) -> None:
         aor = binding.aor.decode("utf-8", "backslashreplace")

@@ -15,8 +15,15 @@ FetchDone = Callable[[Credential | Exception | None], None]
 SaveDone = Callable[[Exception | None], None]
 
 
+ChangeListener = Callable[[bool, str], None]
+
+
 class StorageError(EdgeError):
     """The storage cannot do what was asked, now or at all; the text is one line and holds no password."""
+
+
+class UnusableUrlError(StorageError):
+    """The URL itself is wrong, or its driver is not installed: trying again will not help."""
 
 
 @dataclass(slots=True)
@@ -130,6 +137,13 @@ class Storage(Protocol):
     @property
     def last_error(self) -> str:
         """Why it did not; the last reason stays readable after recovery, empty if there never was one."""
+
+    @property
+    def commits(self) -> int:
+        """Transactions that changed bindings and were committed; none where nothing is kept."""
+
+    def on_change(self, listener: ChangeListener) -> None:
+        """Have `listener(healthy, reason)` called on the loop whenever `healthy` changes."""
 
     def close(self) -> None:
         """Write what waits, answer everyone, end the threads. Blocks; call it once."""

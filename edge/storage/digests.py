@@ -23,15 +23,16 @@ def hash_password(username: str, domain: str, realm: str, password: str) -> dict
 
 
 def credential_of(
-    username: str, domain: str, password: str | None, md5: str | None, sha256: str | None = None
+    username: str, domain: str, password: str | None, md5: str | None, sha256: str | None = None, *, realm: str = ""
 ) -> Credential:
     """Make a credential of a row; where only the plain password is kept (Kamailio's `calculate_ha1`), hash it.
 
+    It is hashed for `realm`, or the user's own domain where that is empty.
     A column that does not hold a hash of its kind counts as empty.
     """
     hashes = {"ha1": (md5 or "").strip().lower(), "ha1_sha256": (sha256 or "").strip().lower()}
     if password and not hashes["ha1"]:
-        hashes = hash_password(username, domain, domain, password)
+        hashes = hash_password(username, domain, realm or domain, password)
     return Credential(
         hashes["ha1"].encode() if _MD5_HEX.fullmatch(hashes["ha1"]) else None,
         hashes["ha1_sha256"].encode() if _SHA256_HEX.fullmatch(hashes["ha1_sha256"]) else None,

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 from edge.log import FieldAdapter
 
@@ -14,11 +15,12 @@ LONGEST_PAUSE_S = 10.0
 class Health:
     """The state of one thread's database connection, with the pause before the next attempt.
 
-    Written by that thread alone; the loop only reads.
+    Written by that thread alone; the loop only reads. `changed` is called in that thread when `healthy` changes.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, changed: Callable[[], None] = lambda: None) -> None:
         self.healthy = True
+        self._changed = changed
         self.last_error = ""
         self._name = name
         self._pause_s = FIRST_PAUSE_S
@@ -31,16 +33,20 @@ class Health:
 
     def failed(self, reason: str) -> None:
         """Note a failure; each one in a row doubles the pause."""
-        if self.healthy:
+        was_healthy = self.healthy
+        if was_healthy:
             logger.error("storage down", part=self._name, reason=reason)
             self._pause_s = FIRST_PAUSE_S
         self.healthy = False
         self.last_error = reason
         self._retry_at = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        if was_healthy:
+            self._changed()
 
     def succeeded(self) -> None:
         """Note that the database answers."""
         if not self.healthy:
+            self.healthy = True
             logger.info("storage up", part=self._name)
-        self.healthy = True
+            self._changed()

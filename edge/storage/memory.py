@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edge.auth.credentials import Credential
-from edge.storage.base import BindingChange, BindingRow, FetchDone, SaveDone
+from edge.storage.base import BindingChange, BindingRow, ChangeListener, FetchDone, SaveDone
 
 
 class MemoryUserStore:
@@ -54,11 +54,15 @@ class MemoryStorage:
 
     healthy = True
     last_error = ""
+    commits = 0
 
     def __init__(self) -> None:
         self.users = MemoryUserStore()
         self.bindings = MemoryBindingStore()
         self.secrets = MemorySecretStore()
+
+    def on_change(self, listener: ChangeListener) -> None:
+        """Nothing will change."""
 
     def close(self) -> None:
         """Nothing waits."""

@@ -36,7 +36,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from edge.storage.base import StorageError
+from edge.storage.base import StorageError, UnusableUrlError
 
 SCHEMA_NAME = "edge"
 SCHEMA_VERSION = 1
@@ -230,9 +230,9 @@ def _parse_url(text: str) -> URL:
         url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
         url.get_dialect()
     except (ArgumentError, ValueError) as error:
-        raise StorageError("not a usable URL") from error
+        raise UnusableUrlError("not a usable URL") from error
     if url.drivername.startswith("sqlite") and url.database in (None, "", ":memory:"):
-        raise StorageError('an SQLite URL names a file; to keep nothing, write "memory:"')
+        raise UnusableUrlError('an SQLite URL names a file; to keep nothing, write "memory:"')
     return url
 
 
@@ -244,11 +244,11 @@ def _create_engine(text: str, *, durable: bool) -> Engine:
         arguments = _CONNECT_ARGUMENTS.get(url.get_driver_name(), _CONNECT_ARGUMENTS.get(url.get_backend_name(), {}))
         engine = create_engine(url, connect_args=arguments, pool_pre_ping=url.get_backend_name() != "sqlite")
     except ImportError as error:
-        raise StorageError(f"the driver for this URL is not installed: {error.name}") from error
+        raise UnusableUrlError(f"the driver for this URL is not installed: {error.name}") from error
     except SQLAlchemyError as error:
-        raise StorageError(f"not a usable URL: {one_line(error)}") from error
+        raise UnusableUrlError(f"not a usable URL: {one_line(error)}") from error
     except OSError as error:
-        raise StorageError(f"{error.filename}: {error.strerror}") from error
+        raise UnusableUrlError(f"{error.filename}: {error.strerror}") from error
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine, "FULL" if durable else "NORMAL")
     return engine

@@ -21,6 +21,7 @@ from edge.storage.base import (
     BindingChange,
     BindingRow,
     BindingStore,
+    ChangeListener,
     FetchDone,
     PutBinding,
     SaveDone,
@@ -46,9 +47,12 @@ _Changes = dict[tuple[str, str], BindingChange]
 
 
 class SqlUserStore(DatabaseThread[_Wanted]):
-    """Looks users up in `subscriber`, in a thread of its own."""
+    """Looks users up in `subscriber`, in a thread of its own. `realm` is for rows that hold a plain password alone."""
 
-    def __init__(self, database: Database, loop: asyncio.AbstractEventLoop, limit: int = QUEUE_LIMIT) -> None:
+    def __init__(
+        self, database: Database, loop: asyncio.AbstractEventLoop, limit: int = QUEUE_LIMIT, realm: str = ""
+    ) -> None:
+        self._realm = realm
         columns = [subscriber.c.password, subscriber.c.ha1]
         if database.has_sha256:
             columns.append(subscriber.c.ha1_sha256)
@@ -91,7 +95,7 @@ class SqlUserStore(DatabaseThread[_Wanted]):
                 raise
             connection.rollback()
             return StorageError(one_line(error))
-        return None if row is None else credential_of(username, domain, *row)
+        return None if row is None else credential_of(username, domain, *row, realm=self._realm)
 
     def _pause_s(self) -> float:
         return IDLE_S if self.health.healthy else self.health.retry_in
@@ -112,6 +116,7 @@ class SqlBindingStore(DatabaseThread[_Write]):
         acknowledged: bool = True,
         limit: int = QUEUE_LIMIT,
     ) -> None:
+        self.commits = 0
         self._acknowledged = acknowledged
         self._limit = limit
         self._kept: _Changes = {}  # written by nobody yet, awaited by nobody
@@ -202,6 +207,8 @@ class SqlBindingStore(DatabaseThread[_Write]):
                 connection.execute(self._upsert, puts)
             if not changes:
                 connection.execute(select(1))
+        if changes:
+            self.commits += 1
 
     def _pause_s(self) -> float:
         if not self.health.healthy:
@@ -266,6 +273,10 @@ class SqlStorage:
             users,
             *([bindings] if isinstance(bindings, SqlBindingStore) else []),
         ]
+        self._listener: ChangeListener = lambda healthy, reason: None
+        self._told_healthy = True
+        for thread in self._threads:
+            thread.on_change = self._changed
 
     @property
     def healthy(self) -> bool:
@@ -277,6 +288,21 @@ class SqlStorage:
         """The reason of a failure: of one that lasts before one that is over."""
         reasons = sorted((thread.health.healthy, thread.health.last_error) for thread in self._threads)
         return next((reason for _, reason in reasons if reason), "")
+
+    @property
+    def commits(self) -> int:
+        """Transactions that changed bindings and were committed."""
+        return self.bindings.commits if isinstance(self.bindings, SqlBindingStore) else 0
+
+    def on_change(self, listener: ChangeListener) -> None:
+        """Have `listener(healthy, reason)` called on the loop whenever `healthy` changes."""
+        self._listener = listener
+
+    def _changed(self) -> None:
+        """One of the threads found its database gone or back."""
+        if self.healthy is not self._told_healthy:
+            self._told_healthy = self.healthy
+            self._listener(self.healthy, "" if self.healthy else self.last_error)
 
     def close(self) -> None:
         """Write what waits, answer everyone, end the threads; blocks."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from threading import Thread
 from typing import Generic, TypeVar
 
@@ -20,13 +21,18 @@ class DatabaseThread(ABC, Generic[T]):
     def __init__(
         self, name: str, database: Database, loop: asyncio.AbstractEventLoop, limit: int, gather_s: float
     ) -> None:
-        self.health = Health(name)
+        self.health = Health(name, self._tell)
+        self.on_change: Callable[[], None] = lambda: None
         self._database = database
         self._mailbox: Mailbox[T] = Mailbox(limit)
         self._courier = Courier(loop)
         self._gather_s = gather_s
         self._thread = Thread(target=self._run, name=f"storage-{name}", daemon=True)
         self._thread.start()
+
+    def _tell(self) -> None:
+        """Have `on_change` called on the loop: `health` has changed."""
+        self._courier.deliver([(lambda _: self.on_change(), None)])
 
     def close(self) -> None:
         """Finish what waits, then end the thread; blocks."""

@@ -39,7 +39,7 @@ from edge.sip.framing import SipFraming
 from edge.sip.location import Location
 from edge.sip.message import MessageLimits
 from edge.sip.registrar import Registrar, RegistrarSettings
-from edge.sip.registration import Registration
+from edge.sip.registration import Registration, RegistrationPolicy
 from edge.sip.targets import TargetFinder
 from edge.sip.transaction import State, Transactions
 from edge.sip.uri import SipUri, UriCache
@@ -106,9 +106,10 @@ class Edge:
         )  # fmt: skip
         tags = ToTags(os.urandom(16))
         registration = Registration(
-            addresses=addresses, location=location, registrar=Registrar(location, uris, RegistrarSettings()),
+            addresses=addresses, location=location,
+            registrar=Registrar(location, uris, RegistrarSettings(), addresses.serves),
             access=access, flows=self.flows, uris=uris, keeper=None, trusted_edge=lambda address: False,
-            force="streams", flow_timer=120, min_expires=60, clock=clock, wall_clock=time.time, publish=publish,
+            policy=RegistrationPolicy(), clock=clock, wall_clock=time.time, publish=publish,
             random=os.urandom, tag_for=tags,
         )  # fmt: skip
         targets = TargetFinder(
