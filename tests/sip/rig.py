@@ -201,7 +201,8 @@ class Rig:
         wire = wire or self.wire()
         uri = contact or f"sip:{user}@{wire.remote[0]}:{wire.remote[1]}"
         headers = {"Contact": f"<{uri}>{parameters}", "Expires": "3600"} | ({"Path": path} if path else {})
-        self.give(wire, request("REGISTER", "sip:example.com", user=user, to=f"<sip:{user}@example.com>", **headers))
+        domain = "sips:example.com" if uri.startswith("sips:") else "sip:example.com"  # RFC 5630 §5.2
+        self.give(wire, request("REGISTER", domain, user=user, to=f"<sip:{user}@example.com>", **headers))
         assert wire.statuses("REGISTER") == [200], wire.sent
         wire.take()
         return wire
