@@ -125,7 +125,7 @@ def serve(config: ConfigOption = None) -> None:
     """Run the server in the foreground. SIGHUP reloads, SIGTERM drains and stops, a second SIGTERM stops now."""
     settings, source = _load(config)
     set_up_logging()
-    from edge.server import run  # noqa: PLC0415 - the other commands start without it
+    from edge.process import run  # noqa: PLC0415 - the other commands start without it
 
     raise typer.Exit(run(settings, source))
 

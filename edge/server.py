@@ -1,19 +1,15 @@
 """Builds everything from the settings; start, reload, drain, stop.
 
-run ─► event loop ─► Server.start ─► serving ─┬─ SIGHUP ─► reload: a new snapshot is checked, then swapped in
-                                              └─ SIGTERM ─► drain ─► stop        a second SIGTERM: stop now
+edge.process ─► Server.start ─► serving ─┬─ SIGHUP ─► reload: a new snapshot is checked, then swapped in
+                                         └─ SIGTERM ─► drain ─► stop        a second SIGTERM: stop now
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
-import resource
-import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,10 +29,10 @@ from edge.eventlog import EventLog
 from edge.events import EventBus, StorageChanged
 from edge.interfaces import local_addresses
 from edge.listener import TcpListener
-from edge.memory import keep_buffers, release_unused
+from edge.memory import release_unused
 from edge.metrics import EdgeCollector, LoopLag, build_registry, expose
 from edge.msrp.handler import MsrpHandler
-from edge.msrp.relay import Relay, RelaySettings
+from edge.msrp.relay import Relay
 from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
 from edge.outbound.stun import answer as answer_stun
@@ -49,11 +45,17 @@ from edge.sip.resolver import Resolver
 from edge.sip.uri import SipUri
 from edge.sipstack import SipStack, World, build_sip
 from edge.sockets import Bound, bind_all
-from edge.storage.base import Storage, StorageError, UnusableUrlError
+from edge.storage.base import Storage, UnusableUrlError
 from edge.storage.opening import open_storage
 from edge.timers import TimerWheel
 from edge.tls import TlsContexts
-from edge.wiring import build_datagram_handler, build_rules
+from edge.wiring import (
+    build_datagram_handler,
+    build_permission,
+    build_relay_settings,
+    build_rules,
+    read_host_port,
+)
 
 log = logging.getLogger("edge.server")
 
@@ -61,7 +63,6 @@ _TICK_S = 0.05
 _HOUSEKEEPING_S = 2.0
 _MANY_ENDS = 500  # connections that ended since memory was given back the last time
 _TOKEN_KEY_NAME = "outbound.token_key"
-_GC_THRESHOLDS = (50_000, 20, 50)  # what a message leaves behind is freed by counting, not by the collector
 
 
 class Server:
@@ -125,7 +126,7 @@ class Server:
         listens = [listen for listen in self._settings.listen if {"tls", "wss"} & set(listen.transports)]
         hosts = [listen.advertised_host for listen in listens if listen.advertise and "msrp" in listen.protocols]
         if self._settings.msrp.use_path:
-            hosts.append(_host_port(self._settings.msrp.use_path)[0])
+            hosts.append(read_host_port(self._settings.msrp.use_path)[0])
         missing = self._tls.missing_names(hosts) if listens else []
         if missing and not self._tls.self_signed:
             raise ConfigError(self._source, "tls.certificate", f"does not name {missing[0]}, as URIs of ours do")
@@ -236,31 +237,9 @@ class Server:
 
     def _build_relay(self) -> None:
         settings = self._settings
-        msrp = settings.msrp
         self._dialer = Dialer(self.table, self._tls.client)
-        domains = [(domain.lower(), listen.port) for domain in settings.domains for listen in settings.listen]
-        relay = RelaySettings(
-            names=frozenset((host.lower(), port) for host, port in [*self._names(), *domains]),
-            use_path=_host_port(msrp.use_path) if msrp.use_path else None,
-            min_expires=msrp.min_expires,
-            max_expires=msrp.max_expires,
-            default_expires=msrp.default_expires,
-            max_chunk_size=msrp.max_chunk_size,
-            require_tls=msrp.require_tls,
-            allow_targets=msrp.allowed_networks,
-            share_links=msrp.share_links,
-            report_timeout=msrp.report_timeout,
-            chunk_sizes=msrp.next_hop_chunk_sizes,
-            link_grace=msrp.link_grace,
-            websocket_piece=msrp.websocket_piece,
-            max_message_size=msrp.max_message_size,
-            blocked_methods=frozenset(method.encode() for method in msrp.blocked_methods),
-            sessions_per_connection=msrp.sessions_per_connection,
-            connects_per_second=msrp.connects_per_second,
-            auth_failures=settings.limits.auth_failures,
-        )
         self._relay = Relay(
-            relay,
+            build_relay_settings(settings, self._names()),
             authenticator=self._authenticator(settings.domains[0], MSRP),
             cache=self._cache,
             users=self._storage.users,
@@ -270,7 +249,7 @@ class Server:
             clock=self._loop.time,
             soon=self._loop.call_soon,
             publish=self.bus.publish,
-            permits=_permits(msrp.users),
+            permits=build_permission(settings.msrp.users),
         )
 
     def _dial_msrp(
@@ -451,61 +430,3 @@ class Server:
 
 
 _FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "msrp", "policy", "hooks", "accounting", "admin")
-
-
-def _permits(users: tuple[str, ...]) -> Callable[[bytes], bool]:
-    """Make the answer to whether a user may use the relay; without a list everybody may who has a password."""
-    names = frozenset(user.encode() for user in users)
-    return lambda username: not names or username in names
-
-
-def _host_port(text: str) -> Address:
-    host, _, port = text.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def run(settings: Settings, source: str) -> int:
-    """Run a server in the foreground; returns the exit status."""
-    _raise_descriptor_limit()
-    keep_buffers()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_run(settings, source))
-
-
-async def _run(settings: Settings, source: str) -> int:
-    loop = asyncio.get_running_loop()
-    server = Server(settings, source, loop)
-    try:
-        await server.start()
-    except ConfigError as error:
-        sys.stderr.write(f"edge: {error}\n")
-        return 2
-    except StorageError as error:
-        sys.stderr.write(f"edge: {source}: storage.url: {error}\n")
-        return 1
-    loop.add_signal_handler(signal.SIGTERM, server.request_stop)
-    loop.add_signal_handler(signal.SIGINT, server.request_stop)
-    loop.add_signal_handler(signal.SIGHUP, server.reload)
-    gc.collect()
-    gc.freeze()
-    sys.stdout.write("\n".join(server.describe()) + "\n")
-    sys.stdout.flush()
-    await server.serve()
-    return 0
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Choose uvloop where it runs; EDGE_LOOP=asyncio asks for the standard loop."""
-    if os.environ.get("EDGE_LOOP", "uvloop") == "uvloop":
-        with contextlib.suppress(ImportError):
-            import uvloop  # noqa: PLC0415 - not there on every platform
-
-            return uvloop.new_event_loop
-    return asyncio.new_event_loop
-
-
-def _raise_descriptor_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

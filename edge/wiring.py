@@ -1,16 +1,16 @@
-"""Which handler a listener gives to which protocol: the one that serves it, or the one that refuses it."""
+"""Which handler a listener gives to which protocol, and what the relay needs of the settings."""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from edge.config import Listen, Settings
-from edge.connections import Connection, Handler, Transport
+from edge.connections import Address, Connection, Handler, Transport
 from edge.datagram import DatagramHandler
 from edge.demux import Protocol
 from edge.listener import HandlerFactory, ListenerRules
-from edge.msrp.relay import Relay
+from edge.msrp.relay import Relay, RelaySettings
 from edge.networks import NetworkSet
 from edge.refusal import MsrpRefusal, SipDatagramRefusal, SipRefusal
 from edge.sipstack import SipStack
@@ -82,3 +82,41 @@ class SipDatagrams:
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """The flow failed or went idle."""
         self._stack.core.handle_lost(connection, reason, now)
+
+
+def build_relay_settings(settings: Settings, names: Iterable[Address]) -> RelaySettings:
+    """Say what the relay may do; `names` are the (host, port) pairs that mean us, besides the domains."""
+    msrp = settings.msrp
+    domains = [(domain.lower(), listen.port) for domain in settings.domains for listen in settings.listen]
+    return RelaySettings(
+        names=frozenset((host.lower(), port) for host, port in [*names, *domains]),
+        use_path=read_host_port(msrp.use_path) if msrp.use_path else None,
+        min_expires=msrp.min_expires,
+        max_expires=msrp.max_expires,
+        default_expires=msrp.default_expires,
+        max_chunk_size=msrp.max_chunk_size,
+        require_tls=msrp.require_tls,
+        allow_targets=msrp.allowed_networks,
+        share_links=msrp.share_links,
+        report_timeout=msrp.report_timeout,
+        chunk_sizes=msrp.next_hop_chunk_sizes,
+        link_grace=msrp.link_grace,
+        websocket_piece=msrp.websocket_piece,
+        max_message_size=msrp.max_message_size,
+        blocked_methods=frozenset(method.encode() for method in msrp.blocked_methods),
+        sessions_per_connection=msrp.sessions_per_connection,
+        connects_per_second=msrp.connects_per_second,
+        auth_failures=settings.limits.auth_failures,
+    )
+
+
+def build_permission(users: tuple[str, ...]) -> Callable[[bytes], bool]:
+    """Make the answer to whether a user may use the relay; without a list everybody may who has a password."""
+    names = frozenset(user.encode() for user in users)
+    return lambda username: not names or username in names
+
+
+def read_host_port(text: str) -> Address:
+    """Split a checked `host:port` of the settings; brackets of IPv6 are taken off."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
