@@ -611,6 +611,17 @@ def test_rfc3261_18_3_nothing_is_said_to_a_response(desk: Desk) -> None:
         assert desk.stream().send(good.replace(old, new)) == b""
 
 
+def test_rfc4475_3_3_10_an_answer_follows_the_connection_and_never_a_via_of_its_own(desk: Desk) -> None:
+    arrived = desk.relay(sip())
+    theirs = next(row for row in rows(arrived) if b"caller.example" in row)
+    forged = answer_line_by_line(arrived, b"SIP/2.0 200 OK").replace(
+        theirs, b"Via: SIP/2.0/UDP 255.255.255.255;branch=x"
+    )
+    (answer,) = desk.reply(forged)
+    assert status_of(answer) == 200
+    assert not any(wire.remote[0] == "255.255.255.255" for wire in desk.rig.table.connections.values())
+
+
 # ------------------------------------------------------------------------------------------ separators, escapes
 
 
