@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from edge.connections import Connection
 from edge.outbound.flows import FlowFault, FlowTable
+from edge.sip.grammar import split_list
 from edge.sip.location import Binding, Location
 from edge.storage.base import BindingChange, BindingRow, BindingStore, PutBinding, RemoveBinding
 
@@ -79,7 +80,7 @@ def _binding(row: BindingRow, offset: float) -> Binding:
     binding = Binding()
     binding.aor = row.aor.encode("latin-1")
     binding.contact, binding.parameters = row.contact, row.params
-    binding.path = tuple(row.path.split(b", ")) if row.path else ()
+    binding.path = tuple(split_list(row.path)) if row.path else ()
     binding.call_id, binding.cseq = row.call_id, row.cseq
     binding.instance, binding.reg_id, binding.q = row.instance, row.reg_id, row.q
     binding.expires_at, binding.refreshed_at = row.expires_at - offset, row.refreshed_at - offset

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from edge.connections import Connection
 from edge.outbound.flows import FlowState, Registration
 from edge.sip import headers as h
+from edge.sip.answers import NO_CONTENT
 from edge.sip.grammar import TOKEN_CHARS
 from edge.sip.location import Binding
 from edge.sip.message import Message
@@ -142,8 +143,8 @@ class Refresh:
 
     def write(self, start_line: bytes, repeat: Repeat, extra: Sequence[bytes]) -> bytes:
         """Write an answer with the header lines `extra`."""
-        return b"%b\r\n%b%b%b%b REGISTER\r\n%b\r\nContent-Length: 0\r\n\r\n" % (
-            start_line, self._via, repeat.branch, self._identity, repeat.number, _CRLF.join(extra),
+        return b"%b\r\n%b%b%b%b REGISTER\r\n%b\r\n\r\n" % (
+            start_line, self._via, repeat.branch, self._identity, repeat.number, _CRLF.join((*extra, NO_CONTENT)),
         )  # fmt: skip
 
 
