@@ -167,10 +167,10 @@ def _index(message: Message) -> None:
     index = -1
     for line in message.lines:
         index += 1
-        name, _, text = line.partition(b":")
+        name, colon, text = line.partition(b":")
         kind = by_name(name)
-        if not kind:
-            if kind is not None or not index:
+        if not kind or not colon:
+            if not index or (colon and kind is not None):
                 continue
             kind = _classify(message, line)
             if kind < 0:

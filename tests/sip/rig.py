@@ -146,7 +146,7 @@ class Rig:
 
     def reach(self, uri: SipUri, size: int, reached: Reached) -> None:
         host = uri.host.decode()
-        self.asked.append(uri.raw.decode())
+        self.asked.append(uri.raw.decode(errors="backslashreplace"))
         self.sizes.append(size)
 
         def answer() -> None:

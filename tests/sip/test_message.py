@@ -135,6 +135,16 @@ COMPACT = {
 }  # fmt: skip
 
 
+@pytest.mark.requirement("SIP-MSG-07")
+@pytest.mark.parametrize(
+    "line", [b"m", b"Contact", b"Subject", b"Via", b"X", b"two words", b": x", b"a b: x", b"m\r\n : x"]
+)
+def test_rfc3261_7_3_1_a_line_without_name_or_colon_is_refused(desk: Desk, line: bytes) -> None:
+    assert desk.status(sip(MESSAGE, b"Contact: <sip:a@h.example>", line)) == 400
+    assert desk.status(register(line, b"Contact: <sip:a@h.example>")) == 400
+    assert desk.relayed() == []
+
+
 @pytest.mark.requirement("SIP-MSG-08")
 def test_rfc3261_7_3_3_compact_names_do_all_that_long_ones_do(desk: Desk) -> None:
     others = [name + b": x" for name in sorted(COMPACT) if name not in b"ilcftv"]
