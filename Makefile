@@ -1,6 +1,7 @@
 # make run    everything a working server needs, then `edge serve`       ARGS="--config edge.toml" are passed on
 # make test   linters, types, import rules, tests                        ARGS="tests/sip -k register" are passed to pytest
 # make lint   the linters, types and import rules alone
+# make fuzz   hostile octets for whatever reads SIP, for a bounded time  EDGE_FUZZ_SECONDS=60 is how long; see docs/operations.md
 # make clean  removes what the above made; edge.db and the certificate stay
 
 SHELL := /bin/bash
@@ -13,7 +14,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: run test lint clean
+.PHONY: run test lint fuzz clean
 
 run: $(VENV)/.installed
 	@exec $(BIN)/edge serve $(ARGS)
@@ -26,6 +27,16 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict edge
 	$(BIN)/lint-imports --no-logo
+
+# Guided by coverage with atheris; where that has no wheel, the same targets with random changes alone.
+fuzz: export EDGE_FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.installed-test
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) install --only-binary :all: --editable '.[fuzz]'; then \
+	  $(BIN)/python -m tests.fuzz.run $(ARGS); \
+	else \
+	  echo "atheris is not to be had for this Python: changing the seeds at random instead"; \
+	  $(BIN)/python -m pytest tests/fuzz $(ARGS); \
+	fi
 
 # The stamps are newer than pyproject.toml once its requirements are installed: a second run does nothing here.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
