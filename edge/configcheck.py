@@ -168,6 +168,12 @@ def _check_expires(settings: Settings) -> Iterator[tuple[str, str]]:
         if not section.min_expires <= section.default_expires <= section.max_expires:
             between = f"{section.min_expires} and {section.max_expires}"
             yield f"{name}.default_expires", f"{section.default_expires} is not between {between}"
+    sip = settings.sip
+    if 0 < sip.session_expires < sip.min_session_expires:
+        yield (
+            "sip.session_expires",
+            f"{sip.session_expires} is below sip.min_session_expires ({sip.min_session_expires})",
+        )
 
 
 def _check_limits(settings: Settings) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ from edge.sip.location import Location
 from edge.sip.message import MessageLimits
 from edge.sip.registrar import Registrar, RegistrarSettings
 from edge.sip.registration import Registration, RegistrationPolicy
+from edge.sip.sessiontimer import SessionTimers
 from edge.sip.targets import TargetFinder
 from edge.sip.transaction import Transactions
 from edge.sip.uri import UriCache
@@ -109,6 +110,8 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         max_transactions=settings.limits.transactions,
         max_branches=settings.limits.branches,
         recurse=settings.sip.recurse,
+        timers=_session_timers(settings),
+        flow_timer=settings.outbound.flow_timer,
     )
     framing = SipFraming(core, world.wheel, settings.limits.message_timeout)
     return SipStack(core, framing, location, registration, keeper, addresses)
@@ -158,6 +161,11 @@ def _build_registration(
         random=world.random,
         tag_for=tags,
     )
+
+
+def _session_timers(settings: Settings) -> SessionTimers | None:
+    sip = settings.sip
+    return SessionTimers(sip.session_expires, sip.min_session_expires) if sip.session_expires else None
 
 
 def _message_limits(settings: Settings) -> MessageLimits:

@@ -24,12 +24,26 @@ class ReplyFlows(Protocol):
     def reply_flow(self, connection: Connection, host: str, port: int) -> Connection: ...
 
 
-class Unsupported(RemoteError):  # noqa: N818 - named for the header it becomes
+class Explained(RemoteError):  # noqa: N818 - a refusal, and what the other side needs to do better
+    """A refusal whose answer carries one header line more."""
+
+    def __init__(self, status: int, label: str, line: bytes) -> None:
+        super().__init__(status, label)
+        self.line = line
+
+
+class Unsupported(Explained):
     """420 with the option tags we do not know."""
 
     def __init__(self, tags: list[bytes]) -> None:
-        super().__init__(420, "extension")
-        self.tags = tags
+        super().__init__(420, "extension", b"Unsupported: " + b", ".join(tags))
+
+
+class IntervalTooSmall(Explained):
+    """422 with the shortest session interval we accept (RFC 4028 §6)."""
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__(422, "session_interval", line)
 
 
 class Answerer:
@@ -70,7 +84,7 @@ class Answerer:
         self.stats.reject(error.label)
         if message.method == b"ACK" or not error.status:
             return
-        extra = (b"Unsupported: " + b", ".join(error.tags),) if isinstance(error, Unsupported) else ()
+        extra = (error.line,) if isinstance(error, Explained) else ()
         self.answer(connection, message, error.status, extra, now, error.detail)
 
     def answer(

@@ -24,16 +24,18 @@ from edge.outbound.flows import FlowTable
 from edge.sip import headers as h
 from edge.sip.access import THIRD_PARTY, Access, Grant, Pending, Refusal
 from edge.sip.addresses import Addresses
-from edge.sip.answering import Answerer, ReplyFlows, Unsupported
+from edge.sip.answering import Answerer, IntervalTooSmall, ReplyFlows, Unsupported
 from edge.sip.answers import ToTags, build_trying, options_headers, start_line
 from edge.sip.branch import Group, Opener, Reached, Target, cancel_key
 from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
+from edge.sip.keep import asks_for_keep
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
 from edge.sip.proxy import ProxyContext
 from edge.sip.refresh import Refresh, Repeat
 from edge.sip.registration import Registration
 from edge.sip.repair import repair_uri
+from edge.sip.sessiontimer import REFRESHES, SessionTimers
 from edge.sip.stamping import Stamper
 from edge.sip.targets import Found, TargetFinder
 from edge.sip.transaction import State, Transactions
@@ -71,6 +73,8 @@ class SipCore:
         max_transactions: int = 100000,
         max_branches: int = 12,
         recurse: bool = False,
+        timers: SessionTimers | None = None,
+        flow_timer: int = 120,
     ) -> None:
         self.addresses = addresses
         self.limits = limits
@@ -90,6 +94,8 @@ class SipCore:
         self._vias = h.ViaCache()
         self._max_transactions = max_transactions
         self._recurse = recurse
+        self._timers = timers
+        self._flow_timer = flow_timer
         self._answers = Answerer(transactions, reach, tags)
         self.stats = self._answers.stats
         self.answer = self._answers.answer
@@ -361,6 +367,11 @@ class SipCore:
             self._answer_absent(connection, message, found, now)
             return
         invite = message.method == b"INVITE"
+        session = 0
+        if self._timers is not None and message.method in REFRESHES:
+            if self._timers.refuses(message):
+                raise IntervalTooSmall(self._timers.refusal)
+            session = self._timers.ask(message)
         server = transactions.add_server(journey.key, invite, self._answers.reply_connection(connection, message))
         if invite:
             server.respond(100, build_trying(message), now)
@@ -369,8 +380,13 @@ class SipCore:
         context = ProxyContext(self, server, message, Draft(message, routes), connection)
         context.mark = loop_mark(message.uri, routes)
         context.breadth = breadth
+        context.session = session
+        if b"keep" in message.via.parameters.lower():
+            context.keep = -1
         if self.stamper.records(message):
             context.record = True
+            if context.keep and asks_for_keep(message.via):
+                context.keep = self._flow_timer
             if self.targets.forces(connection.transport) or routes.ob or _contact_has_ob(message):
                 context.source_token = self.flows.token_of(connection)
         context.start(found.groups, now)

@@ -14,8 +14,10 @@ from edge.connections import Connection
 from edge.sip.answers import build_answer
 from edge.sip.branch import FLOW_FAILED, Branch, Core, Group, Opener, Target
 from edge.sip.forward import MAX_BREADTH, Draft, strip_top_via
+from edge.sip.keep import settle
 from edge.sip.message import Message
 from edge.sip.refusals import Refusals
+from edge.sip.sessiontimer import SessionTimers
 from edge.sip.transaction import ServerTransaction, State
 from edge.sip.uri import SipUri
 
@@ -31,7 +33,8 @@ class ProxyContext:
 
     __slots__ = (
         "_declined", "_groups", "_reaching", "_refusals", "_waiting", "branches", "breadth", "cancelled", "core",
-        "draft", "final_sent", "mark", "message", "path", "record", "server", "source", "source_token", "tried",
+        "draft", "final_sent", "keep", "mark", "message", "path", "record", "server", "session", "source",
+        "source_token", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +50,8 @@ class ProxyContext:
         self.path = b""
         self.mark = b""
         self.breadth = MAX_BREADTH
+        self.keep = 0  # seconds to answer a `keep` of the caller with; below 0, others may not (RFC 6223 §4.4)
+        self.session = 0  # seconds for a 2xx without Session-Expires (RFC 4028 §8.2)
         self.branches: list[Branch] = []
         self.cancelled = False
         self.final_sent = False
@@ -125,6 +130,8 @@ class ProxyContext:
 
     def forward(self, message: Message, now: float) -> None:
         """Pass an answer up without our Via (§16.7 steps 3, 9)."""
+        if self.keep:
+            settle(message, self.keep if self.keep > 0 and 100 < message.status < 300 else 0)
         data = strip_top_via(message)
         if data is None:
             return
@@ -148,6 +155,8 @@ class ProxyContext:
             self._go_on(branch.breadth, now)
 
     def _handle_success(self, message: Message, now: float) -> None:
+        if self.session:
+            SessionTimers.complete(message, self.session)
         if not self.final_sent:
             self.final_sent = True
             self.forward(message, now)

@@ -20,6 +20,7 @@ from edge.sip import headers as h
 from edge.sip.access import THIRD_PARTY, Access, Pending
 from edge.sip.addresses import Addresses
 from edge.sip.grammar import split_list, unfold
+from edge.sip.keep import asks_for_keep, promise
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message
 from edge.sip.refresh import Refresh, Refreshes
@@ -226,6 +227,7 @@ class Registration:
             self._refuse(connection, message, answer, error, now)
             return
         self._apply(plan, hop, now)
+        self._promise_keep(message, plan, hop, now)
         lines = self._headers(plan, hop, supported, now)
         self._remember(connection, message, plan, lines)
         answer(connection, message, 200, lines, now)
@@ -341,6 +343,7 @@ class Registration:
             waiting.discard(message.key)
             if error is None:
                 self._apply(plan, hop, now)
+                self._promise_keep(message, plan, hop, now)
                 answer(connection, message, 200, self._headers(plan, hop, supported, now), now)
             else:
                 answer(connection, message, 500, (), now)
@@ -368,6 +371,16 @@ class Registration:
             self._put(new, old, granted, connection if new.flow else None, now)
         if plan.outbound and connection is not None and not connection.closed:
             self._flows.set_flow_timer(connection, self._policy.flow_timer, now)
+
+    def _promise_keep(self, message: Message, plan: Plan, hop: Hop, now: float) -> None:
+        """Tell a client that asks how often to send keep-alives, and watch for them (RFC 6223 §4.4)."""
+        connection = hop.connection
+        if connection is None or b"keep" not in message.via.parameters.lower() or not plan.put:
+            return
+        if asks_for_keep(message.via):
+            promise(message, self._policy.flow_timer)
+            if not connection.closed:
+                self._flows.set_flow_timer(connection, self._policy.flow_timer, now)
 
     def _put(self, new: Binding, old: Binding | None, granted: int, flow: Connection | None, now: float) -> None:
         """Enter one binding, new or renewed; `flow`, the connection it is tied to, takes it along if it has ended."""
