@@ -132,7 +132,12 @@ def names_host(certificate: Mapping[str, Any], host: str) -> bool:
 
     Whole names are compared without case: no wildcards, no suffixes. An IP address is compared as one.
     """
-    return _canonical(host) in peer_names(certificate)
+    return names_one_of(peer_names(certificate), host)
+
+
+def names_one_of(names: Sequence[str], host: str) -> bool:
+    """Tell whether a host is among names that `peer_names` gave."""
+    return _canonical(host) in names
 
 
 def peer_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:

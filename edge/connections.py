@@ -252,6 +252,7 @@ class ConnectionTable:
         self.datagrams: dict[str, int] = {}  # those that were no SIP, and what went wrong with some, by kind
         self.streams = 0
         self.flows = 0
+        self.handshakes = 0  # of TLS, under way
         self.pending = 0  # accepted, not yet a connection: peeking, PROXY header, TLS handshake
         self.wheel = TimerWheel(self.now(), tick_s=0.5, slots=8192, wake=self._start_ticking)
         self._limits = limits

@@ -142,6 +142,11 @@ class StreamSniffer:
         self._pings = PingScanner()
         self.pongs = 0
 
+    @property
+    def waiting(self) -> bool:
+        """Whether half a first line is there."""
+        return bool(self._buffer)
+
     def receive_data(self, data: bytes, now: float) -> Decision | None:
         """Take the next octets; returns the decision once a row of the table can decide, then is done."""
         self.pongs = 0

@@ -56,6 +56,8 @@ class ListenerRules:
     first_message_timeout: float = 20.0
     proxy_header_timeout: float = 5.0
     start_line: int = 4096
+    start_line_timeout: float = 10.0
+    handshakes: int = 1000
     refusals: Mapping[Protocol, HandlerFactory] = field(default_factory=dict)
 
 
@@ -127,6 +129,11 @@ class TcpListener:
 
     def open(self, sock: socket.socket, remote: Address, source: str, secure: bool) -> None:
         """Make a connection of an accepted socket; TLS first where `secure`."""
+        if secure and self.table.handshakes >= self.rules.handshakes:
+            self.table.dismiss(source)
+            self.table.refuse(source, "handshake_limit")
+            _reset(sock)
+            return
         name = sock.getsockname()
         local = (name[0], name[1])
         connection = StreamConnection(
@@ -145,6 +152,7 @@ class TcpListener:
     async def _attach(self, connection: StreamConnection, sock: socket.socket, secure: bool) -> None:
         loop = self.table.loop
         self.table.pending += 1
+        self.table.handshakes += secure
         try:
             if secure:
                 await loop.connect_accepted_socket(
@@ -163,6 +171,7 @@ class TcpListener:
             sock.close()
         finally:
             self.table.pending -= 1
+            self.table.handshakes -= secure
 
 
 def _is_timeout(error: BaseException) -> bool:
@@ -273,22 +282,37 @@ class Arrival(Timed):
         self.drop("proxy_timeout" if self._proxy is not None else "silent")
 
 
-class Sniffer:
-    """The first handler of a stream: finds its protocol, then makes room for that."""
+class Sniffer(Timed):
+    """The first handler of a stream: finds its protocol, then makes room for that. Half a first line waits not long."""
 
-    __slots__ = ("_listener", "_sniffer")
+    __slots__ = ("_connection", "_listener", "_sniffer")
 
     def __init__(self, listener: TcpListener) -> None:
         self._listener = listener
+        self._slot = None
         self._sniffer = StreamSniffer(listener.rules.start_line)
+        self._connection: Connection | None = None  # while half a first line is there
 
     def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
         """Feed the demultiplexer; once it knows, hand over what has come so far."""
         decision = self._sniffer.receive_data(data, now)
         for _ in range(self._sniffer.pongs):
             connection.send(b"\r\n")
+        wheel = self._listener.table.wheel
         if decision is not None:
+            wheel.stop(self)
             self._handle(connection, decision, now)
+        elif not self._sniffer.waiting:
+            self._connection = None
+            wheel.stop(self)
+        elif self._connection is None:
+            self._connection = connection
+            wheel.start(self, now + self._listener.rules.start_line_timeout)
+
+    def handle_timer(self, now: float) -> None:
+        """A first line took too long to arrive."""
+        if self._connection is not None:
+            self._connection.close("message_timeout")
 
     def _handle(self, connection: Connection, decision: Decision, now: float) -> None:
         rules = self._listener.rules
@@ -315,14 +339,17 @@ class Sniffer:
 
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """Nothing was begun."""
+        self._listener.table.wheel.stop(self)
 
 
-class Upgrader:
-    """The handler of a connection that started with HTTP: a WebSocket handshake or a short refusal."""
+class Upgrader(Timed):
+    """The handler of a connection that started with HTTP: a WebSocket handshake, in time, or a short refusal."""
 
-    __slots__ = ("_listener", "_upgrade")
+    __slots__ = ("_connection", "_listener", "_upgrade")
 
     def __init__(self, listener: TcpListener, secure: bool) -> None:
+        self._slot = None
+        self._connection: Connection | None = None
         self._listener = listener
         upgrades = listener.rules.upgrades
         if (Transport.WSS if secure else Transport.WS) not in listener.rules.transports:
@@ -333,8 +360,13 @@ class Upgrader:
         """Collect the request; answer it."""
         assert isinstance(connection, StreamConnection)
         upgrade = self._upgrade.receive_data(data)
+        wheel = self._listener.table.wheel
         if upgrade is None:
+            if self._connection is None:
+                self._connection = connection
+                wheel.start(self, now + self._listener.rules.handshake_timeout)
             return
+        wheel.stop(self)
         secure = connection.transport.secure
         wanted = Transport.WSS if secure else Transport.WS
         connection.write(upgrade.response)
@@ -355,11 +387,17 @@ class Upgrader:
         """A half-sent request is dropped."""
         return False
 
+    def handle_timer(self, now: float) -> None:
+        """The request took too long to arrive."""
+        if self._connection is not None:
+            self._connection.close("upgrade_timeout")
+
     def handle_writable(self, connection: Connection, now: float) -> None:
         """Nothing waits here."""
 
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """Nothing was begun."""
+        self._listener.table.wheel.stop(self)
 
 
 class WebSocketPings(Timed):

@@ -37,6 +37,7 @@ from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
 from edge.outbound.stun import answer as answer_stun
 from edge.outbound.token import TokenKeys
+from edge.rates import SourceRate
 from edge.relayfinder import RelayFinder
 from edge.sip.addresses import Addresses
 from edge.sip.branch import Reached
@@ -196,6 +197,9 @@ class Server:
         return None
 
     def _build_sip(self) -> None:
+        limits, clock = self._settings.limits, self._loop.time
+        trusted = self._trusted.contains
+        self._courtesies = SourceRate(self.table.wheel, clock, limits.courtesies_per_source, 1.0, trusted)
         world = World(
             wheel=self._wheel,
             slow_wheel=self.table.wheel,
@@ -208,6 +212,8 @@ class Server:
             clock=self._loop.time,
             random=self._random,
             soon=self._loop.call_soon,
+            courtesies=self._courtesies,
+            trusted=trusted,
         )
         self._sip: SipStack = build_sip(self._settings, world, Addresses(self._settings.domains, self._names()), self)
 
@@ -234,6 +240,11 @@ class Server:
         """Leave an address alone for a while; see `edge.sip.reach`."""
         assert self._reach is not None
         self._reach.avoid(connection, seconds)
+
+    def note_alias(self, connection: Connection, port: int) -> None:
+        """Let a peer's connection be used for what goes to it; see `edge.sip.reach`."""
+        assert self._reach is not None
+        self._reach.note_alias(connection, port)
 
     def _build_relay(self) -> None:
         settings = self._settings
@@ -278,7 +289,7 @@ class Server:
             if datagram is not None:
                 handler = build_datagram_handler(listen, self._sip)
                 flows = self._settings.limits.udp_flows
-                self._ports.append(UdpPort(self.table, listener, datagram, handler, answer_stun, flows))
+                self._ports.append(UdpPort(self.table, listener, datagram, handler, self._answer_stun, flows))
         settings = self._settings
         self._resolver = Resolver(
             self._loop,
@@ -298,6 +309,9 @@ class Server:
             handler=lambda connection: self._sip.framing.handler(),
             allowed=NetworkSet(settings.sip.allowed_networks).contains,
         )
+
+    def _answer_stun(self, datagram: bytes, source: Address) -> bytes | None:
+        return answer_stun(datagram, source) if self._courtesies.admits(source[0]) else None
 
     # -- clocks
 

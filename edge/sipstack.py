@@ -10,9 +10,10 @@ from edge.auth.authenticator import Authenticator
 from edge.auth.credentials import Credential, CredentialCache
 from edge.auth.lockout import Lockout
 from edge.config import Settings
-from edge.events import EventBus
+from edge.events import ConnectionRefused, EventBus
 from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
+from edge.rates import SourceBlocks, SourceRate
 from edge.sip.access import Access
 from edge.sip.addresses import Addresses
 from edge.sip.answers import ToTags
@@ -31,6 +32,8 @@ from edge.storage.base import Storage, UserStore
 from edge.storage.memory import MemoryBindingStore
 from edge.timers import TimerWheel
 
+_RATE_WINDOW_S = 2.0
+
 
 @dataclass(slots=True)
 class World:
@@ -47,6 +50,8 @@ class World:
     clock: Callable[[], float]
     random: Callable[[int], bytes]
     soon: Callable[[Callable[[], None]], object]
+    courtesies: SourceRate | None = None
+    trusted: Callable[[str], bool] = lambda source: False
 
 
 @dataclass(slots=True)
@@ -112,8 +117,9 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         recurse=settings.sip.recurse,
         timers=_session_timers(settings),
         flow_timer=settings.outbound.flow_timer,
+        courtesies=world.courtesies,
     )
-    framing = SipFraming(core, world.wheel, settings.limits.message_timeout)
+    framing = _build_framing(settings, world, core)
     return SipStack(core, framing, location, registration, keeper, addresses)
 
 
@@ -139,6 +145,7 @@ def _build_registration(
     policy = RegistrationPolicy(
         force=outbound.force,
         flow_timer=outbound.flow_timer,
+        bindings=settings.limits.bindings,
         min_expires=sip.min_expires,
         strict_path=sip.strict_path,
         ob_position=outbound.ob_position,
@@ -161,6 +168,19 @@ def _build_registration(
         random=world.random,
         tag_for=tags,
     )
+
+
+def _build_framing(settings: Settings, world: World, core: SipCore) -> SipFraming:
+    limits = settings.limits
+    blocks = None
+    if limits.messages_per_source:
+        rate = SourceRate(world.slow_wheel, world.clock, limits.messages_per_source, _RATE_WINDOW_S, world.trusted)
+
+        def began(source: str) -> None:
+            world.bus.publish(ConnectionRefused(source, "message_rate"))
+
+        blocks = SourceBlocks(world.slow_wheel, world.clock, rate, limits.block_timeout, began, core.stats.reject)
+    return SipFraming(core, world.wheel, limits.message_timeout, limits.start_line_timeout, blocks, world.courtesies)
 
 
 def _session_timers(settings: Settings) -> SessionTimers | None:

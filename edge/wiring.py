@@ -54,6 +54,8 @@ def build_rules(
         first_message_timeout=limits.first_message_timeout,
         proxy_header_timeout=limits.proxy_header_timeout,
         start_line=limits.start_line,
+        start_line_timeout=limits.start_line_timeout,
+        handshakes=limits.handshakes,
     )
 
 

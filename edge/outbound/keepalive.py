@@ -13,6 +13,7 @@ from edge.demux import CRLF, PingScanner
 
 if TYPE_CHECKING:
     from edge.connections import Connection
+    from edge.rates import SourceRate
 
 _MOST_PONGS = 64  # for one read; nobody with an honest clock has more pings in flight
 
@@ -26,14 +27,17 @@ class StreamKeepalive(PingScanner):
         super().__init__()
         self._owed = False
 
-    def skip(self, connection: Connection, data: bytes, now: float, start: int = 0) -> int:
+    def skip(
+        self, connection: Connection, data: bytes, now: float, start: int = 0, courtesies: SourceRate | None = None
+    ) -> int:
         """Return where the keep-alives that begin at `start` end, and answer the pings among them.
 
         A pong is queued as a message is, so it never lands inside one. While the peer reads nothing, all its pings get
-        one pong together, when there is room again (`handle_writable`).
+        one pong together, when there is room again (`handle_writable`). A source that pings more than `courtesies`
+        admits gets no more of them in this while.
         """
         end = self.scan(data, now, start)
-        if self.pings:
+        if self.pings and (courtesies is None or courtesies.admits(connection.source, self.pings)):
             if connection.writable:
                 connection.send(CRLF * min(self.pings, _MOST_PONGS))
             else:

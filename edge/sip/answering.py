@@ -10,6 +10,7 @@ from typing import Protocol
 
 from edge.connections import Connection, Transport
 from edge.errors import RemoteError
+from edge.rates import SourceRate
 from edge.sip import headers as h
 from edge.sip.answers import ToTags, build_answer
 from edge.sip.forward import fix_top_via
@@ -47,15 +48,18 @@ class IntervalTooSmall(Explained):
 
 
 class Answerer:
-    """Answers statelessly and counts it."""
+    """Answers statelessly and counts it. `courtesies` bounds the refusals of bad tokens for each source."""
 
-    __slots__ = ("_reach", "_tags", "_transactions", "stats")
+    __slots__ = ("_courtesies", "_reach", "_tags", "_transactions", "stats")
 
-    def __init__(self, transactions: Transactions, reach: ReplyFlows, tags: ToTags) -> None:
+    def __init__(
+        self, transactions: Transactions, reach: ReplyFlows, tags: ToTags, courtesies: SourceRate | None = None
+    ) -> None:
         self.stats = SipStats()
         self._transactions = transactions
         self._reach = reach
         self._tags = tags
+        self._courtesies = courtesies
 
     def count(self, status: int) -> None:
         """Count an answer that goes out."""
@@ -83,6 +87,9 @@ class Answerer:
         """Answer a refusal statelessly."""
         self.stats.reject(error.label)
         if message.method == b"ACK" or not error.status:
+            return
+        courtesies = self._courtesies
+        if courtesies is not None and error.label == "forged_token" and not courtesies.admits(connection.source):
             return
         extra = (error.line,) if isinstance(error, Explained) else ()
         self.answer(connection, message, error.status, extra, now, error.detail)

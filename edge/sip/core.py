@@ -21,6 +21,7 @@ from typing import Protocol
 from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.outbound.flows import FlowTable
+from edge.rates import SourceRate
 from edge.sip import headers as h
 from edge.sip.access import THIRD_PARTY, Access, Grant, Pending, Refusal
 from edge.sip.addresses import Addresses
@@ -28,10 +29,10 @@ from edge.sip.answering import Answerer, IntervalTooSmall, ReplyFlows, Unsupport
 from edge.sip.answers import ToTags, build_trying, options_headers, start_line
 from edge.sip.branch import Group, Opener, Reached, Target, cancel_key
 from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
-from edge.sip.keep import asks_for_keep
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
 from edge.sip.proxy import ProxyContext
+from edge.sip.reading import contact_has_ob, has_flag, server_key
 from edge.sip.refresh import Refresh, Repeat
 from edge.sip.registration import Registration
 from edge.sip.repair import repair_uri
@@ -39,7 +40,7 @@ from edge.sip.sessiontimer import REFRESHES, SessionTimers
 from edge.sip.stamping import Stamper
 from edge.sip.targets import Found, TargetFinder
 from edge.sip.transaction import State, Transactions
-from edge.sip.uri import SipUri, UriCache, parse_uri
+from edge.sip.uri import SipUri, UriCache
 
 
 class Reach(ReplyFlows, Protocol):
@@ -48,6 +49,8 @@ class Reach(ReplyFlows, Protocol):
     def reach(self, uri: SipUri, size: int, reached: Reached) -> None: ...
 
     def avoid(self, connection: Connection, seconds: float) -> None: ...
+
+    def note_alias(self, connection: Connection, port: int) -> None: ...
 
 
 class SipCore:
@@ -75,6 +78,7 @@ class SipCore:
         recurse: bool = False,
         timers: SessionTimers | None = None,
         flow_timer: int = 120,
+        courtesies: SourceRate | None = None,
     ) -> None:
         self.addresses = addresses
         self.limits = limits
@@ -96,7 +100,7 @@ class SipCore:
         self._recurse = recurse
         self._timers = timers
         self._flow_timer = flow_timer
-        self._answers = Answerer(transactions, reach, tags)
+        self._answers = Answerer(transactions, reach, tags, courtesies)
         self.stats = self._answers.stats
         self.answer = self._answers.answer
         self.count_answer = self._answers.count
@@ -273,6 +277,8 @@ class SipCore:
             raise RemoteError(400, "uri_headers", "no headers in a Request-URI")
         if uri.parameters:
             uri = repair_uri(connection, message, uri, self.addresses, self._uris)
+        if connection.identities and b"alias" in message.via.parameters.lower():
+            self._note_alias(connection, message.via)
         ours = self.addresses.serves(uri)
         if self._max_forwards(message) == 0 and not (message.method == b"OPTIONS" and ours and uri.user is None):
             raise RemoteError(483, "max_forwards")
@@ -291,6 +297,11 @@ class SipCore:
         else:
             self._route(connection, message, _Journey(uri, routes, key), now)
 
+    def _note_alias(self, connection: Connection, via: h.Via) -> None:
+        """A peer known by its certificate lets us use its connection for what goes to it (RFC 5923 §8.2)."""
+        if connection.transport is Transport.TLS and not connection.outgoing and has_flag(via.parameters, b"alias"):
+            self._reach.note_alias(connection, via.port or 5061)
+
     @staticmethod
     def _max_forwards(message: Message) -> int:
         if not message.first[h.MAX_FORWARDS]:
@@ -307,10 +318,12 @@ class SipCore:
 
     def _register(self, connection: Connection, message: Message, now: float) -> None:
         if self.draining:
-            retry = b"Retry-After: %d" % self.registration.retry_after()
-            self.answer(connection, message, 503, (retry,), now)
+            self._ask_to_retry(connection, message, now)
             return
         self.registration.handle(connection, message, self.answer, now)
+
+    def _ask_to_retry(self, connection: Connection, message: Message, now: float) -> None:
+        self.answer(connection, message, 503, (b"Retry-After: %d" % self.registration.retry_after(),), now)
 
     def _answer_for_ourselves(self, connection: Connection, message: Message, now: float) -> None:
         if message.method == b"OPTIONS":
@@ -354,7 +367,7 @@ class SipCore:
         transactions = self.transactions
         if len(transactions.servers) >= self._max_transactions:
             self.stats.reject("transactions")
-            self.answer(connection, message, 503, (b"Retry-After: 5",), now)
+            self._ask_to_retry(connection, message, now)
             return
         routes = journey.routes
         breadth = MAX_BREADTH
@@ -385,9 +398,9 @@ class SipCore:
             context.keep = -1
         if self.stamper.records(message):
             context.record = True
-            if context.keep and asks_for_keep(message.via):
+            if context.keep and has_flag(message.via.parameters, b"keep"):
                 context.keep = self._flow_timer
-            if self.targets.forces(connection.transport) or routes.ob or _contact_has_ob(message):
+            if self.targets.forces(connection.transport) or routes.ob or contact_has_ob(message):
                 context.source_token = self.flows.token_of(connection)
         context.start(found.groups, now)
 
@@ -468,24 +481,3 @@ def _check_proxy_require(message: Message) -> None:
     tags = h.parse_tokens(message.values(h.PROXY_REQUIRE))
     if tags:
         raise Unsupported(tags)
-
-
-def server_key(message: Message, method: bytes) -> bytes:
-    """Return the key of a server transaction (RFC 3261 §17.2.3): branch, sent-by, method; else as RFC 2543 did."""
-    via = message.via
-    branch = via.branch
-    if branch[:7] == b"z9hG4bK" and len(branch) > 7:
-        return branch + via.key + method
-    from_tag = h.read_tag(message.texts[h.FROM]) or b""
-    return b"|".join((message.uri, from_tag, message.texts[h.CALL_ID], b"%d" % message.cseq, via.text, method))
-
-
-def _contact_has_ob(message: Message) -> bool:
-    """Whether the Contact URI carries `;ob` (RFC 5626 §5.3.2)."""
-    value = message.value(h.CONTACT)
-    if value is None or b"ob" not in value.lower():
-        return False
-    try:
-        return b"ob" in parse_uri(h.parse_name_addr(value).uri).parameters
-    except RemoteError:
-        return False

@@ -15,6 +15,7 @@ from typing import Protocol
 from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.outbound.keepalive import StreamKeepalive
+from edge.rates import SourceBlocks, SourceRate
 from edge.sip.message import Message, MessageLimits, frame_datagram, read_content_length, split_head
 from edge.timers import Timed, TimerWheel
 
@@ -49,7 +50,9 @@ class Receiver(Protocol):
 class SipStream(Timed):
     """The handler of one SIP connection: cuts its octets into messages."""
 
-    __slots__ = ("_bad", "_buffer", "_connection", "_keepalive", "_message", "_need", "_searched", "_shared")
+    __slots__ = (
+        "_bad", "_buffer", "_connection", "_keepalive", "_message", "_need", "_searched", "_shared", "_started",
+    )  # fmt: skip
 
     def __init__(self, shared: SipFraming) -> None:
         self._slot = None
@@ -61,9 +64,14 @@ class SipStream(Timed):
         self._keepalive: StreamKeepalive | None = None
         self._bad = 0
         self._connection: Connection | None = None
+        self._started = 0.0  # when the first octet came of the message that is not whole yet; 0 = there is none
 
     def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
         """Take what was read: octets of a stream, or one whole WebSocket message."""
+        blocks = self._shared.blocks
+        if blocks is not None and blocks.blocks(connection.source):
+            connection.close("message_rate")
+            return
         if connection.transport >= Transport.WS:
             self._receive_whole(connection, data, now)
             return
@@ -71,6 +79,8 @@ class SipStream(Timed):
             data = self._buffer + data
         elif data[:9] == _REGISTER and self._message is None:
             if self._shared.receiver.receive_refresh(connection, data, now):
+                if blocks is not None:
+                    blocks.count(connection.source)
                 return
         position = 0
         end = len(data)
@@ -156,7 +166,7 @@ class SipStream(Timed):
         """Skip CRLFs between messages; pings among them are answered."""
         if self._keepalive is None:
             self._keepalive = StreamKeepalive()
-        end = self._keepalive.skip(connection, data, now, position)
+        end = self._keepalive.skip(connection, data, now, position, self._shared.courtesies)
         self._shared.pings += self._keepalive.pings
         if end < len(data) and data[end] in b"\r\n" and (end + 1 < len(data) or data[end] == 0x0A):
             self._end(connection, None, RemoteError(0, "line_end"))
@@ -164,8 +174,15 @@ class SipStream(Timed):
         return end
 
     def _deliver(self, connection: Connection, message: Message, now: float) -> None:
+        self._started = 0.0
         if self._keepalive is not None:
             self._keepalive.forget()
+        blocks = self._shared.blocks
+        if blocks is not None:
+            if blocks.blocks(connection.source):
+                connection.close("message_rate")
+                return
+            blocks.count(connection.source)
         if self._shared.receiver.receive_message(connection, message, now):
             self._bad = 0
             return
@@ -193,17 +210,26 @@ class SipStream(Timed):
         """Keep what is not whole yet, for a limited time."""
         self._buffer = rest
         if rest or self._message is not None:
-            if self._connection is None:
+            if not self._started:
+                self._started = now
                 self._connection = connection
-                self._shared.wheel.start(self, now + self._shared.message_timeout)
+                begun = self._message is not None or b"\r\n" in rest
+                wait = self._shared.message_timeout if begun else self._shared.start_line_timeout
+                self._shared.wheel.start(self, now + wait)
         elif self._connection is not None:
+            self._started = 0.0
             self._connection = None
             self._shared.wheel.stop(self)
 
     def handle_timer(self, now: float) -> None:
-        """A message took too long to arrive (SIP-DMX-07)."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        """A start line, or a message, took too long to arrive (SIP-DMX-07)."""
+        connection, due = self._connection, self._started + self._shared.message_timeout
+        if connection is None:
+            return
+        if due > now and (self._message is not None or b"\r\n" in self._buffer):
+            self._shared.wheel.start(self, due)
+        else:
+            self._connection = None
             connection.close("message_timeout")
 
     def receive_eof(self, connection: Connection, now: float) -> bool:
@@ -224,14 +250,29 @@ class SipStream(Timed):
 
 
 class SipFraming:
-    """What all SIP connections share: the receiver, the clock of half messages, a counter."""
+    """What all SIP connections share: the receiver, the clock of half messages, the bounds for each source.
 
-    __slots__ = ("message_timeout", "pings", "receiver", "wheel")
+    `blocks` counts messages and says whose are not taken; `courtesies` how many pings of one source are answered. None
+    of them: no bound.
+    """
 
-    def __init__(self, receiver: Receiver, wheel: TimerWheel, message_timeout: float) -> None:
+    __slots__ = ("blocks", "courtesies", "message_timeout", "pings", "receiver", "start_line_timeout", "wheel")
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        wheel: TimerWheel,
+        message_timeout: float,
+        start_line_timeout: float = 10.0,
+        blocks: SourceBlocks | None = None,
+        courtesies: SourceRate | None = None,
+    ) -> None:
         self.receiver = receiver
         self.wheel = wheel
         self.message_timeout = message_timeout
+        self.start_line_timeout = min(start_line_timeout, message_timeout)
+        self.blocks = blocks
+        self.courtesies = courtesies
         self.pings = 0
 
     def handler(self) -> SipStream:
@@ -240,7 +281,12 @@ class SipFraming:
 
     def receive_datagram(self, connection: Connection, data: bytes, now: float) -> None:
         """Take one datagram that looks like SIP."""
-        receiver = self.receiver
+        receiver, blocks = self.receiver, self.blocks
+        if blocks is not None:
+            if blocks.blocks(connection.source):
+                blocks.drop()
+                return
+            blocks.count(connection.source)
         if data[:9] == _REGISTER and receiver.receive_refresh(connection, data, now):
             return
         try:

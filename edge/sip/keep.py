@@ -16,11 +16,6 @@ from edge.sip.grammar import split_list, split_outside, unfold
 from edge.sip.message import Message
 
 
-def asks_for_keep(via: h.Via) -> bool:
-    """Whether the Via of a request has `keep` without a value."""
-    return any(piece.lower() == b"keep" for piece in split_outside(via.parameters, b";"))
-
-
 def promise(message: Message, seconds: int) -> None:
     """Write the value into the top Via of a request that we answer ourselves, to be copied into the answer."""
     index = message.first[h.VIA]

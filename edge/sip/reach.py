@@ -1,6 +1,7 @@
 """Ways out for SIP requests that have no flow: resolver, UDP, TCP and TLS (RFC 3263, RFC 3261 §18.1.1).
 
-Connections we opened are kept and used again for the same destination. Towards addresses of nobody we know, and that
+Connections we opened are kept and used again for the same destination, and so are those of peers who show a
+certificate and allow it by `alias` (RFC 5923). Towards addresses of nobody we know, and that
 the operator did not allow (loopback, private, multicast …), nothing leaves (SIP-TRP-15).
 """
 
@@ -10,6 +11,7 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from edge.certificates import names_one_of
 from edge.connections import Connection, Handler, Listener, Transport
 from edge.datagram import UdpPort
 from edge.dialer import Dialer
@@ -18,6 +20,7 @@ from edge.sip.resolver import Destination
 from edge.sip.uri import SipUri
 
 _LARGEST_DATAGRAM = 1300  # RFC 3261 §18.1.1
+_MOST_KEPT = 1024
 FORBIDDEN = 403
 
 
@@ -50,7 +53,8 @@ class SipReach:
         self._handler = handler
         self._allowed = allowed
         self._may_dial = may_dial
-        self._open: dict[tuple[Transport, str, int], Connection] = {}
+        self._open: dict[tuple[Transport, str, int, str], Connection] = {}
+        self._aliases: dict[tuple[str, int], Connection] = {}  # opened by peers, by the address they advertise
 
     def reach(self, uri: SipUri, size: int, reached: Reached) -> None:
         """Find ways to the host of a URI for a request of about `size` octets."""
@@ -91,8 +95,28 @@ class SipReach:
                     if flow is not None:
                         return flow
             return None
-        known = self._open.get((destination.transport, destination.address, destination.port))
-        return known if known is not None and not known.closed else None
+        known = self._open.get(_key(destination))
+        if known is None or known.closed:
+            known = self._aliased(destination) if self._aliases and destination.transport is Transport.TLS else None
+        return known
+
+    def note_alias(self, connection: Connection, port: int) -> None:
+        """Use a connection that its peer opened for requests to it: to its address and this port (RFC 5923 §8.2)."""
+        if len(self._aliases) >= _MOST_KEPT:
+            self._aliases = {key: held for key, held in self._aliases.items() if not held.closed}
+        self._aliases[connection.remote[0], port] = connection
+
+    def _aliased(self, destination: Destination) -> Connection | None:
+        """Return a peer's connection whose certificate names the destination; those of clients are flows, not ours."""
+        place = destination.address, destination.port
+        known = self._aliases.get(place)
+        if known is None:
+            return None
+        if known.closed:
+            del self._aliases[place]
+            return None
+        named = names_one_of(known.identities, destination.server_name or destination.address)
+        return known if named and not known.registered else None
 
     def _is_client(self, destination: Destination) -> bool:
         """Whether somebody registered from there: such a one is not dialled."""
@@ -123,10 +147,16 @@ class SipReach:
             server_name=destination.server_name,
         )
         connection.handler = self._handler(connection)
-        self._open[destination.transport, destination.address, destination.port] = connection
-        if len(self._open) > 1024:
+        self._open[_key(destination)] = connection
+        if len(self._open) > _MOST_KEPT:
             self._open = {key: held for key, held in self._open.items() if not held.closed}
         return connection
+
+
+def _key(destination: Destination) -> tuple[Transport, str, int, str]:
+    """Tell connections apart; one over TLS is for the name it was checked against alone (RFC 5922 §7.3)."""
+    secure = destination.transport is Transport.TLS
+    return destination.transport, destination.address, destination.port, destination.server_name if secure else ""
 
 
 class _NoHandler:

@@ -19,10 +19,12 @@ from edge.outbound.flows import FlowTable
 from edge.sip import headers as h
 from edge.sip.access import THIRD_PARTY, Access, Pending
 from edge.sip.addresses import Addresses
+from edge.sip.answering import Explained
 from edge.sip.grammar import split_list, unfold
-from edge.sip.keep import asks_for_keep, promise
+from edge.sip.keep import promise
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message
+from edge.sip.reading import has_flag
 from edge.sip.refresh import Refresh, Refreshes
 from edge.sip.registrar import Hop, Plan, Registrar, contact_line
 from edge.sip.stamping import ROUTE_TRANSPORT
@@ -51,6 +53,7 @@ class RegistrationPolicy:
 
     force: str = "streams"
     flow_timer: int = 120
+    bindings: int = 200000
     min_expires: int = 60
     strict_path: bool = False
     ob_position: str = "last"
@@ -100,12 +103,16 @@ class Registration:
         self._aors: dict[bytes, bytes] = {}
         self.refreshes = Refreshes()
         self._date = (0, b"")
+        self._most = policy.bindings
         location.on_expired = self._expired
         location.on_lost = lambda binding: self._gone(binding, "connection_lost")
 
     def retry_after(self) -> int:
         """Return a randomised Retry-After, 5 to 36 seconds, so that a herd does not come back at once."""
         return 5 + self._random(1)[0] % 32
+
+    def _retry_line(self) -> bytes:
+        return b"Retry-After: %d" % self.retry_after()
 
     def handle(self, connection: Connection, message: Message, answer: Answer, now: float) -> None:
         """Take a REGISTER for one of our domains; `answer` is called once, perhaps later."""
@@ -145,7 +152,7 @@ class Registration:
                 else:
                     answer(connection, message, outcome[0], outcome[1], now)
             except RemoteError as error:
-                answer(connection, message, error.status, (), now, error.detail)
+                self._refuse(connection, message, answer, error, now)
 
         def refused(status: int) -> None:
             answer(connection, message, status, (), self._clock())
@@ -165,7 +172,7 @@ class Registration:
             try:
                 self._proceed(connection, message, aor, served, answer, now, other=True)
             except RemoteError as error:
-                answer(connection, message, error.status, (), now, error.detail)
+                self._refuse(connection, message, answer, error, now)
 
         self._access.know(aor, message.key, known)
 
@@ -193,7 +200,7 @@ class Registration:
         """Do it now, or after what is being stored for this AOR; repeats are absorbed until it is answered."""
         waiting = self._busy.get(aor)
         if waiting is not None and len(waiting) >= 16:
-            raise RemoteError(503, "registrations_waiting")
+            raise Explained(503, "registrations_waiting", self._retry_line())
         self._access.waiting.add(key)
         if waiting is None:
             work()
@@ -244,6 +251,8 @@ class Registration:
                     binding.flow = b""
         if self._policy.outbound_required and any(not binding.reg_id for binding, _, _ in plan.put):
             raise RemoteError(421, "outbound_required")
+        if self._location.count >= self._most and any(old is None for _, old, _ in plan.put):
+            raise Explained(503, "bindings", self._retry_line())
         return plan, hop
 
     def _remember(self, connection: Connection, message: Message, plan: Plan, lines: Sequence[bytes]) -> None:
@@ -276,6 +285,8 @@ class Registration:
             extra = (_REQUIRE,)
         elif error.status == 420:
             extra = (_UNSUPPORTED_PATH,)
+        elif isinstance(error, Explained):
+            extra = (error.line,)
         answer(connection, message, error.status, extra, now, error.detail)
 
     def options(self, message: Message, kind: int) -> frozenset[bytes]:
@@ -374,13 +385,11 @@ class Registration:
 
     def _promise_keep(self, message: Message, plan: Plan, hop: Hop, now: float) -> None:
         """Tell a client that asks how often to send keep-alives, and watch for them (RFC 6223 §4.4)."""
-        connection = hop.connection
-        if connection is None or b"keep" not in message.via.parameters.lower() or not plan.put:
+        if hop.connection is None or not plan.put or b"keep" not in message.via.parameters.lower():
             return
-        if asks_for_keep(message.via):
+        if has_flag(message.via.parameters, b"keep") and not hop.connection.closed:
             promise(message, self._policy.flow_timer)
-            if not connection.closed:
-                self._flows.set_flow_timer(connection, self._policy.flow_timer, now)
+            self._flows.set_flow_timer(hop.connection, self._policy.flow_timer, now)
 
     def _put(self, new: Binding, old: Binding | None, granted: int, flow: Connection | None, now: float) -> None:
         """Enter one binding, new or renewed; `flow`, the connection it is tied to, takes it along if it has ended."""

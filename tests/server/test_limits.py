@@ -55,6 +55,7 @@ async def turned_away(server: EdgeServer, host: str, reason: str) -> None:
     await counted(server, "edge_connections_refused_total", before + 1, reason=reason)
 
 
+@pytest.mark.requirement("SIP-DOS-03", "SIP-DOS-04", "OB-LIM-02")
 async def test_connections_are_limited_for_each_source_and_in_total(edge_server: EdgeServerFactory) -> None:
     server = edge_server({"limits": {"connections": 10, "connections_per_source": 4, "trusted": ["127.0.0.9"]}})
     async with AsyncExitStack() as stack:

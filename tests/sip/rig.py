@@ -111,6 +111,7 @@ class Rig:
         self.sizes: list[int] = []
         self.held: list[Callable[[], None]] | None = None
         self.avoided: list[tuple[Connection, float]] = []
+        self.aliases: list[tuple[Connection, int]] = []
         self._soon: list[Callable[[], None]] = []
         settings = Settings(
             domains=("example.com",),
@@ -164,6 +165,9 @@ class Rig:
 
     def avoid(self, connection: Connection, seconds: float) -> None:
         self.avoided.append((connection, seconds))
+
+    def note_alias(self, connection: Connection, port: int) -> None:
+        self.aliases.append((connection, port))
 
     # -- what a test does
 

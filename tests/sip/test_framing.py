@@ -201,11 +201,12 @@ def test_another_protocol_is_no_message(data: bytes) -> None:
         assert stream.closed
 
 
+@pytest.mark.requirement("SIP-DMX-07")
 def test_a_message_that_does_not_come_whole_in_time_ends_the_stream_in_silence() -> None:
-    for data in (ONE[:30], ONE[:-1], b"\r"):
+    for data, due in ((ONE[:30], 10.0), (ONE[:-1], 20.0), (b"\r", 10.0)):
         line = Line()
         line.feed([data])
-        line.wheel.advance(line.clock.advance(19.0))
+        line.wheel.advance(line.clock.advance(due - 1))
         assert not line.wire.closed
         line.handler.receive_data(line.wire, b"", line.clock.now)
         line.wheel.advance(line.clock.advance(2.0))
@@ -216,6 +217,32 @@ def test_a_message_that_does_not_come_whole_in_time_ends_the_stream_in_silence()
     assert whole.wheel.count == 0  # nothing waits for what has come
     whole.wheel.advance(whole.clock.advance(60.0))
     assert not whole.wire.closed
+
+
+@pytest.mark.requirement("SIP-DMX-07")
+def test_an_octet_a_second_buys_no_time() -> None:
+    """The clock runs from the first octet of a message, whatever comes behind it."""
+    line_end = ONE.index(b"\r\n") + 2
+    for first, due in ((1, 10), (line_end, 20)):
+        line = Line()
+        line.feed([ONE[:first]])
+        seconds = 0
+        while not line.wire.closed:
+            line.wheel.advance(line.clock.advance(1.0))
+            seconds += 1
+            if not line.wire.closed:
+                line.feed([b"x" if first == 1 else ONE[first + seconds : first + seconds + 1]])
+        assert seconds in (due, due + 1)
+
+
+@pytest.mark.requirement("SIP-DMX-07")
+def test_a_stream_that_is_always_in_the_middle_of_a_message_goes_on() -> None:
+    line = Line()
+    line.feed([ONE[:-5]])
+    for _ in range(10):
+        line.wheel.advance(line.clock.advance(5.0))
+        line.feed([ONE[-5:] + ONE[:-5]])
+    assert not line.wire.closed
 
 
 def test_the_end_of_a_stream_drops_half_a_message() -> None:
