@@ -64,7 +64,7 @@ __all__ = [
 
 ENVIRONMENT_FILE = "EDGE_CONFIG"
 DEFAULTS = "defaults"  # what errors name where there is no file
-_SECRETS = (("admin", "token"), ("storage", "url"))
+_SECRETS = (("admin", "token"), ("storage", "url"), ("hooks", "url"), ("hooks", "secret"), ("accounting", "url"))
 _TYPE_NAMES = {
     "int": "a whole number",
     "float": "a number",
@@ -130,14 +130,23 @@ def _resolve_secrets(data: dict[str, Any], source: str) -> dict[str, Any]:
     """Put the variable's content where a secret reads `env:NAME`."""
     resolved = dict(data)
     for section, key in _SECRETS:
-        table = resolved.get(section)
-        value = table.get(key) if isinstance(table, dict) else None
-        if isinstance(table, dict) and isinstance(value, str) and value.startswith("env:"):
-            name = value.removeprefix("env:")
-            if not (secret := os.environ.get(name)):
-                raise ConfigError(source, f"{section}.{key}", f'environment variable "{name}" is not set')
-            resolved[section] = {**table, key: secret}
+        value = resolved.get(section)
+        if isinstance(value, list):
+            tables = (_resolve(table, key, f"{section}[{index}].{key}", source) for index, table in enumerate(value))
+            resolved[section] = list(tables)
+        elif value is not None:
+            resolved[section] = _resolve(value, key, f"{section}.{key}", source)
     return resolved
+
+
+def _resolve(table: Any, key: str, dotted: str, source: str) -> Any:
+    value = table.get(key) if isinstance(table, dict) else None
+    if not isinstance(value, str) or not value.startswith("env:"):
+        return table
+    name = value.removeprefix("env:")
+    if not (secret := os.environ.get(name)):
+        raise ConfigError(source, dotted, f'environment variable "{name}" is not set')
+    return {**table, key: secret}
 
 
 def _normalise(settings: Settings, data: dict[str, Any]) -> Settings:

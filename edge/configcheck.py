@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import get_args
 
+from edge.hookcheck import hook_problems
 from edge.settings import (
     TOKEN_KEY_OCTETS,
     Admin,
@@ -31,7 +32,6 @@ _NEEDED_METHODS = ("SEND", "REPORT", "AUTH")
 _NOT_AVAILABLE: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
     ("role", lambda settings: settings.role != "single"),
     ("policy.module", lambda settings: bool(settings.policy.module)),
-    ("hooks", lambda settings: bool(settings.hooks)),
     ("accounting.url", lambda settings: bool(settings.accounting.url)),
     ("storage.location", lambda settings: settings.storage.location.startswith(("redis:", "rediss:", "valkey:"))),
 )
@@ -55,6 +55,7 @@ def problems(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from _check_expires(settings)
     yield from _check_limits(settings)
     yield from _check_admin(settings.admin)
+    yield from hook_problems(settings.hooks)
 
 
 def _check_domains(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from edge.events import (
     AuthenticationFailed,
+    AuthenticationFlood,
     ConnectionClosed,
     ConnectionFailed,
     ConnectionOpened,
@@ -55,6 +56,11 @@ class EventLog:
                         self._security, "auth failed", src=event.source, user=event.user, protocol=event.protocol,
                         reason=event.reason, level=logging.WARNING,
                     )  # fmt: skip
+            case AuthenticationFlood():
+                self._line(
+                    self._security, "auth flood", src=event.source, user=event.user, protocol=event.protocol,
+                    reason=event.reason, seconds=event.blocked_s, level=logging.WARNING,
+                )  # fmt: skip
             case RegistrationChanged():
                 self._line(
                     self._sip, "registration", aor=event.aor, contact=event.contact, change=event.change,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 log = logging.getLogger("edge.events")
@@ -139,13 +139,19 @@ class FlowReplaced(Event):
 
 @dataclass(frozen=True, slots=True)
 class RegistrationChanged(Event):
-    """Bindings of an address of record changed. `change` is added, refreshed, removed or expired."""
+    """Bindings of an address of record changed: added, removed, expired, connection_lost or flow_failed.
+
+    `connection` is the flow of the binding while it has one, `instance` and `reg_id` are empty and 0 without outbound.
+    """
 
     name: ClassVar[str] = "registration.changed"
     aor: str
     contact: str
     change: str
     expires_s: int
+    connection: str = ""
+    instance: str = ""
+    reg_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +163,18 @@ class AuthenticationFailed(Event):
     source: str
     user: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticationFlood(Event):
+    """A source failed to log in so often that its credentials are refused unseen for `blocked_s` seconds."""
+
+    name: ClassVar[str] = "auth.flood"
+    protocol: str
+    source: str
+    user: str
+    reason: str
+    blocked_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +205,30 @@ class StorageChanged(Event):
     name: ClassVar[str] = "storage.changed"
     healthy: bool
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountingChanged(Event):
+    """Accounting records could not be written any more, or can be again."""
+
+    name: ClassVar[str] = "accounting.changed"
+    healthy: bool
+    detail: str = ""
+
+
+EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
+
+
+def events_named(pattern: str) -> list[type[Event]]:
+    """Find the events of a name, or of all names that begin with what stands before a `*` at the end."""
+    if pattern.endswith("*"):
+        return [kind for name, kind in EVENTS.items() if name.startswith(pattern[:-1])]
+    return [EVENTS[pattern]] if pattern in EVENTS else []
+
+
+def event_fields(event: Event) -> dict[str, Any]:
+    """Return what an event says, by the names of its fields."""
+    return {item.name: getattr(event, item.name) for item in fields(event)}
 
 
 E = TypeVar("E", bound=Event)

@@ -83,7 +83,8 @@ class EdgeCollector:
 
     `reload_successful` and `reload_timestamp` (seconds since 1970) are the server's to set at its start and at every
     SIGHUP. Events which have no counter elsewhere are counted here: flows that failed and, for MSRP, refused logins.
-    `commits` says how many transactions the storage has committed; None where there are none.
+    `commits` says how many transactions the storage has committed, `hooks` how many events ended how (by hook and
+    result), `missed` how many readers of the event stream did not get; None where there are none.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class EdgeCollector:
         core: SipCore | None = None,
         relay: Relay | None = None,
         commits: Callable[[], int] | None = None,
+        hooks: Callable[[], Mapping[tuple[str, str], int]] | None = None,
+        missed: Callable[[], int] | None = None,
     ) -> None:
         self.reload_successful = True
         self.reload_timestamp = 0.0
@@ -105,6 +108,8 @@ class EdgeCollector:
         self._core = core
         self._relay = relay
         self._commits = commits
+        self._hooks = hooks
+        self._missed = missed
         self._flows_failed: dict[str, int] = {}
         self._msrp_auth_failed: dict[str, int] = {}
         bus.subscribe(FlowFailed, self._count_flow)
@@ -117,6 +122,7 @@ class EdgeCollector:
         yield from self._transactions()
         yield from self._msrp()
         yield from self._logins()
+        yield from self._watchers()
         yield from self._process()
 
     def _connections(self) -> Iterator[Metric]:
@@ -170,6 +176,16 @@ class EdgeCollector:
             failures[reason] = failures.get(reason, 0) + count
         yield _counters("edge_auth_failures", "Logins that failed, SIP and MSRP", "reason", fold_words(failures))
         yield _counters("edge_flow_failed", "Flows that failed", "reason", fold_words(self._flows_failed))
+
+    def _watchers(self) -> Iterator[Metric]:
+        hooks = CounterMetricFamily(
+            "edge_hook_events", "Events given to hooks, by their end", labels=("hook", "result")
+        )
+        for (hook, result), count in self._hooks().items() if self._hooks else ():
+            hooks.add_metric((hook, result), count)
+        yield hooks
+        missed = self._missed() if self._missed else 0
+        yield CounterMetricFamily("edge_event_stream_missed", "Events that readers of /api/events missed", missed)
 
     def _process(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("edge_storage_healthy", "1 while the storage takes writes", self._storage.healthy)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edge.admin.http import AdminServer
 from edge.admin.rows import Source
+from edge.admin.stream import EventStream
 from edge.auth.authenticator import MSRP, SIP, Authenticator, Dialect
 from edge.auth.credentials import CredentialCache
 from edge.auth.lockout import Lockout
@@ -26,7 +27,9 @@ from edge.datagram import UdpPort
 from edge.dialer import Dialer
 from edge.errors import ConfigError
 from edge.eventlog import EventLog
-from edge.events import EventBus, StorageChanged
+from edge.events import Event, EventBus, StorageChanged
+from edge.hooks.building import build_hooks
+from edge.hooks.dispatcher import Dispatcher
 from edge.interfaces import local_addresses
 from edge.listener import TcpListener
 from edge.memory import release_unused
@@ -99,6 +102,9 @@ class Server:
         self._storage = self._open_storage()
         self.bus = EventBus()
         EventLog(self.bus, self._loop.time)
+        self._dispatcher = Dispatcher(f"{int(time.time()):x}")
+        self._dispatcher.replace(build_hooks(settings.hooks, self._source, self._tls.client))
+        self.bus.subscribe(Event, self._dispatcher.receive)
         self._storage.on_change(self._storage_changed)
         self._trusted = NetworkSet(settings.limits.trusted_networks)
         self.table = ConnectionTable(
@@ -261,6 +267,7 @@ class Server:
             soon=self._loop.call_soon,
             publish=self.bus.publish,
             permits=build_permission(settings.msrp.users),
+            lockout=self._lockout,
         )
 
     def _dial_msrp(
@@ -339,9 +346,10 @@ class Server:
 
     async def _start_admin(self) -> None:
         self._lag = LoopLag(self._loop)
+        stream = EventStream(self._dispatcher)
         self._collector = EdgeCollector(
             self.bus, self.table, self._storage, self._lag, core=self._sip.core, relay=self._relay,
-            commits=lambda: self._storage.commits,
+            commits=lambda: self._storage.commits, hooks=self._dispatcher.counts, missed=lambda: stream.missed,
         )  # fmt: skip
         self._collector.reload_timestamp = time.time()
         registry = build_registry(self._collector)
@@ -355,7 +363,9 @@ class Server:
             draining=lambda: self._draining,
         )
         admin = self._settings.admin
-        self._admin = AdminServer(admin.bind, admin.token, source, lambda: expose(registry), config=self._source)
+        self._admin = AdminServer(
+            admin.bind, admin.token, source, lambda: expose(registry), config=self._source, events=stream
+        )
         await self._admin.start()
 
     # -- running
@@ -396,12 +406,14 @@ class Server:
         try:
             path = Path(self._source) if self._source != "defaults" else None
             settings = load_settings(path)
+            hooks = build_hooks(settings.hooks, self._source, self._tls.client)
             self._tls.reload(settings)
         except ConfigError as error:
             self._collector.reload_successful = False
             log.error("configuration not reloaded reason=%s", error)
             return
         self._collector.reload_successful = True
+        self._dispatcher.replace(hooks)
         self.table.reconfigure(settings.limits)
         if settings.outbound.token_key_bytes:
             self._flows.replace_keys(TokenKeys(settings.outbound.token_key_bytes))
@@ -417,6 +429,7 @@ class Server:
             listener.close()
         self.table.close_all("shutdown")
         await self._dialer.close()
+        await self._dispatcher.close()
         await self._admin.stop()
         await self._resolver.close()
         for port in self._ports:
@@ -443,4 +456,4 @@ class Server:
         return lines
 
 
-_FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "msrp", "policy", "hooks", "accounting", "admin")
+_FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "msrp", "policy", "accounting", "admin")

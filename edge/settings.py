@@ -231,12 +231,28 @@ class Policy(Section, frozen=True):
     module: str = ""
 
 
+Scalar = str | int | float | bool
+
+
 class Hook(Section, frozen=True):
-    """One notification: a command or a URL for some events."""
+    """One notification: a program, a URL or a Python function for some events."""
 
     events: tuple[str, ...] = ()
     exec: tuple[str, ...] = ()
     url: str = ""
+    call: str = ""
+    filter: dict[str, Scalar | tuple[Scalar, ...]] = msgspec.field(default_factory=dict)
+    timeout: Wait = 10.0
+    secret: str = ""
+    retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 4
+    backoff: Wait = 1.0
+    queue: Count = 1000
+    parallel: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    name: str = ""
+
+    def __repr__(self) -> str:
+        """Show what it is for, never its secret."""
+        return f"Hook(name={self.name!r}, events={self.events!r}, secret={'***' if self.secret else ''!r})"
 
 
 class Accounting(Section, frozen=True):

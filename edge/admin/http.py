@@ -1,6 +1,6 @@
 """The HTTP server of the admin listener, and who may use it.
 
-    GET   /metrics  /healthz  /readyz  /api/{kind}  /
+    GET   /metrics  /healthz  /readyz  /api/{kind}  /api/events  /
     POST  /api/connections/{id}/disconnect
 
 With a token set, everything but the two health checks wants `Authorization: Bearer TOKEN` (RFC 6750 §2.1). Without one,
@@ -20,6 +20,7 @@ from aiohttp import hdrs, web
 
 from edge.admin.api import AdminSource, Api, json_response
 from edge.admin.page import render_page
+from edge.admin.stream import EventStream
 from edge.config import DEFAULTS
 from edge.errors import ConfigError
 from edge.log import FieldAdapter, RateLimited, format_peer
@@ -46,17 +47,25 @@ class AdminServer:
     """The admin listener at `bind` ("127.0.0.1:9060", "[::1]:9060"; port 0 lets the system choose).
 
     `token` empty: nobody is asked for one. `metrics` returns a scrape in `edge.metrics.CONTENT_TYPE`. `config` is what
-    a `ConfigError` names as its source.
+    a `ConfigError` names as its source. Without `events` there is no stream of them.
     """
 
     def __init__(
-        self, bind: str, token: str, source: AdminSource, metrics: Callable[[], bytes], *, config: str = DEFAULTS
+        self,
+        bind: str,
+        token: str,
+        source: AdminSource,
+        metrics: Callable[[], bytes],
+        *,
+        config: str = DEFAULTS,
+        events: EventStream | None = None,
     ) -> None:
         self._bind = bind
         self._token = token.encode()
         self._source = source
         self._metrics = metrics
         self._config = config
+        self._events = events
         self._denials = RateLimited(DENIALS_LOGGED_EVERY_S)
         self._runner: web.AppRunner | None = None
 
@@ -87,6 +96,8 @@ class AdminServer:
 
     async def stop(self) -> None:
         """Close the port; requests under way have two seconds to finish."""
+        if self._events is not None:
+            self._events.close()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -99,6 +110,7 @@ class AdminServer:
                 web.get("/metrics", self._scrape, allow_head=False),
                 web.get("/healthz", self._health, allow_head=False),
                 web.get("/readyz", self._readiness, allow_head=False),
+                *([web.get("/api/events", self._events.handle, allow_head=False)] if self._events is not None else []),
                 *Api(self._source).routes(),
             ]
         )

@@ -77,7 +77,7 @@ class Lockout:
     Memory holds `entries` sources, users and good logins each.
     """
 
-    __slots__ = ("_entries", "_exempt", "_good", "_sources", "_users")
+    __slots__ = ("_entries", "_exempt", "_good", "_sources", "_users", "block_s")
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class Lockout:
         entries: int = 10_000,
         exempt: Iterable[str | Network] = (),
     ) -> None:
+        self.block_s = block_s
         self._sources = _Counter(source_failures, window_s, block_s, entries)
         self._users = _Counter(user_failures, window_s, block_s, entries)
         self._good: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()
@@ -114,6 +115,10 @@ class Lockout:
         if user:
             began = self._users.add(user[:_NAME_OCTETS], now) or began
         return began
+
+    def source_blocked(self, source: str, now: float) -> bool:
+        """Tell whether everything from this source is refused, whoever it says it is."""
+        return self._sources.blocked(_source_key(source), now)
 
     def record_success(self, source: str, user: bytes) -> None:
         """Remember that `source` knows the password of `user`. The source's failures with other names stay counted."""

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from edge.auth.authenticator import Authenticator, Outcome, Verdict
 from edge.auth.credentials import Credential, CredentialCache
+from edge.auth.lockout import Lockout
 from edge.errors import RemoteError
-from edge.events import AuthenticationFailed
+from edge.events import AuthenticationFailed, AuthenticationFlood
 from edge.msrp.frame import Head
 from edge.msrp.framing import Frame
 from edge.msrp.report import Forwarded
@@ -55,13 +56,21 @@ class AuthQueue:
 class Enrolment:
     """Handle AUTH for one relay."""
 
-    __slots__ = ("_authenticator", "_cache", "_relay", "_users")
+    __slots__ = ("_authenticator", "_cache", "_lockout", "_relay", "_users")
 
-    def __init__(self, relay: Relay, authenticator: Authenticator, cache: CredentialCache, users: Users) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        authenticator: Authenticator,
+        cache: CredentialCache,
+        users: Users,
+        lockout: Lockout | None = None,
+    ) -> None:
         self._relay = relay
         self._authenticator = authenticator
         self._cache = cache
         self._users = users
+        self._lockout = lockout
 
     def handle(self, source: MsrpHandler, frame: Frame, now: float) -> None:
         """Handle one AUTH, or let it wait for its turn.
@@ -125,6 +134,8 @@ class Enrolment:
         if value is None:
             self._challenge(source, frame.head, now)
             return
+        if self._is_locked_out(source, now):
+            raise RemoteError(403, "locked_out", "Too many failed logins")
         target = frame.head.to_path[-1]
         verdict = self._authenticator.verify(value, b"AUTH", lambda uri: is_same_uri(uri, target), now, uri=target)
         if verdict.outcome is Outcome.GRANTED:
@@ -171,7 +182,19 @@ class Enrolment:
             self._relay.stats.refuse("credentials")
             user = verdict.username.decode("utf-8", "replace")
             self._relay.publish(AuthenticationFailed("msrp", source.connection.remote[0], user, verdict.reason))
+            self._report_flood(source, user, verdict, now)
             self._count_failure(source)
+
+    def _is_locked_out(self, source: MsrpHandler, now: float) -> bool:
+        """Whether too many logins failed from this client's address; a relay is not to blame."""
+        lockout, connection = self._lockout, source.connection
+        return lockout is not None and not connection.identities and lockout.source_blocked(connection.source, now)
+
+    def _report_flood(self, source: MsrpHandler, user: str, verdict: Verdict, now: float) -> None:
+        lockout, connection = self._lockout, source.connection
+        if lockout is None or connection.identities or not lockout.record_failure(connection.source, b"", now):
+            return
+        self._relay.publish(AuthenticationFlood("msrp", connection.source, user, verdict.reason, lockout.block_s))
 
     def _count_failure(self, source: MsrpHandler) -> None:
         """Close a client that fails too often; a relay, which has a certificate, is never closed for its users."""

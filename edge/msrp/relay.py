@@ -15,6 +15,7 @@ from typing import Protocol
 
 from edge.auth.authenticator import Authenticator
 from edge.auth.credentials import CredentialCache
+from edge.auth.lockout import Lockout
 from edge.connections import Connection
 from edge.errors import RemoteError
 from edge.events import Event, SessionClosed, SessionOpened
@@ -138,7 +139,7 @@ class Relay:
 
     `random` takes a number of octets and returns that many from a cryptographic source. `clock` is monotonic, `soon`
     calls a function in a later turn of the loop. `publish` takes events, `permits` says whether a user may use this
-    relay.
+    relay. `lockout` counts failed logins and refuses sources with too many.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Relay:
         soon: Callable[[Callable[[], None]], object],
         publish: Callable[[Event], None],
         permits: Callable[[bytes], bool] = lambda username: True,
+        lockout: Lockout | None = None,
     ) -> None:
         self.settings = settings
         self.wheel = wheel
@@ -168,7 +170,7 @@ class Relay:
         self.router = Router(self)
         self.forwarder = Forwarder(self)
         self.reporter = Reporter(self)
-        self.enrolment = Enrolment(self, authenticator, cache, users)
+        self.enrolment = Enrolment(self, authenticator, cache, users, lockout)
         self.gathering = False  # a read is being handled; `flush` follows
         self.dirty: list[Outbox] = []
         self.draining = False

@@ -487,7 +487,9 @@ class Registration:
     def _tell(self, binding: Binding, change: str, expires: int) -> None:
         aor = binding.aor.decode("utf-8", "backslashreplace")
         contact = binding.contact.decode("utf-8", "backslashreplace")
-        self._publish(RegistrationChanged(aor, contact, change, expires))
+        connection = "" if binding.connection is None else binding.connection.name
+        instance = binding.instance.decode("utf-8", "backslashreplace")
+        self._publish(RegistrationChanged(aor, contact, change, expires, connection, instance, binding.reg_id))
 
 
 def _renew(old: Binding, new: Binding) -> Binding:

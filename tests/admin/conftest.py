@@ -84,7 +84,15 @@ class Edge:
         self.listener = TcpListener(self.table, 0, sock, self.address, self._rules())
         self.lag = LoopLag(self.loop)
         self.collector = EdgeCollector(
-            self.bus, self.table, self.storage, self.lag, core=self.core, relay=self.relay, commits=lambda: 17
+            self.bus,
+            self.table,
+            self.storage,
+            self.lag,
+            core=self.core,
+            relay=self.relay,
+            commits=lambda: 17,
+            hooks=lambda: {("firewall", "done"): 3},
+            missed=lambda: 2,
         )
         self.listening, self.draining = True, False
         self.source = Source(

@@ -214,7 +214,7 @@ REFUSED = [
     ("[admin]\nbind = '0.0.0.0:1'", "admin.token: required because admin.bind (0.0.0.0:1) is not a loopback address"),
     ("[admin]\ntoken = 'env:EDGE_TEST_UNSET'", 'admin.token: environment variable "EDGE_TEST_UNSET" is not set'),
     ("[policy]\nmodule = 'a:B'", "policy.module: not available in this version; remove it"),
-    ("[[hooks]]\nevents = ['flow.failed']\nexec = ['/bin/true']", "hooks: not available in this version; remove it"),
+    ("[[hooks]]\nevents = ['flow.failed']", "hooks[0]: one of exec, url and call is needed, and no two of them"),
     ("[accounting]\nurl = 'file:a.jsonl'", "accounting.url: not available in this version; remove it"),
     ("[storage]\nlocation = 'redis://x'", "storage.location: not available in this version; remove it"),
     ("sip = 1", "sip: expected a table, got a whole number"),

@@ -46,14 +46,18 @@ def test_the_default_is_the_programs(key: str) -> None:
 @pytest.mark.parametrize("key", sorted(set(ROWS) - {"outbound.token_keys"}))
 def test_the_example_has_the_right_type(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_ADMIN_TOKEN", "x")
+    monkeypatch.setenv("EDGE_HOOK_SECRET", "x")
     example = tomllib.loads(f"value = {ROWS[key][4]}")["value"]
     section, _, name = key.rpartition(".")
     data: dict[str, Any] = {section: {name: example}} if section else {name: example}
-    if section in ("listen", "hooks"):
-        data = {section: [{"bind": "127.0.0.1:5060", name: example}] if section == "listen" else [{name: example}]}
+    if section == "listen":
+        data = {section: [{"bind": "127.0.0.1:5060", name: example}]}
+    if section == "hooks":
+        action = {} if name in ("exec", "url", "call") else {"url": "https://example.com/"}
+        data = {section: [{"events": ["connection.failed"], **action, name: example}]}
     if key in ("tls.certificate", "tls.private_key"):
         data["tls"] = {"certificate": "a", "private_key": "b", name: example}
-    if section in ("policy", "hooks", "accounting") or key == "role":
+    if section in ("policy", "accounting") or key == "role":
         msgspec.convert(data, Settings)  # named, but not available yet
     else:
         build_settings(data, "docs")
