@@ -34,6 +34,10 @@ audio_source            aufile,{tone}
 call_local_timeout      60
 """
 
+# What a browser insists on: DTLS-SRTP, ICE, and RTCP on the port of RTP.
+_BROWSER_MODULES = "module ice.so\nmodule dtls_srtp.so\nrtcp_mux yes\n"
+BROWSER_MEDIA = "mediaenc=dtls_srtp;medianat=ice"  # parameters of an account whose calls are with browsers
+
 
 def modules_folder() -> Path | None:
     """Where the modules are installed, None if nowhere known."""
@@ -48,7 +52,7 @@ def write_configuration(directory: Path, account: str, trust: Path) -> int:
     config = _CONFIG.format(
         modules=modules_folder(), control=control, trust=trust, rtp=rtp, rtp_end=rtp + 10, tone=write_tone(directory)
     )
-    (directory / "config").write_text(config)
+    (directory / "config").write_text(config + _BROWSER_MODULES * (BROWSER_MEDIA in account))
     (directory / "accounts").write_text(account + "\n")
     (directory / "contacts").write_text("")
     (directory / "uuid").write_text(str(uuid.uuid4()))
