@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edge.connections import Connection
+from edge.events import RegistrationChanged
 from edge.timers import Timed, TimerWheel
 
 
@@ -152,3 +153,16 @@ _NONE: list[Binding] = []
 
 def _ignore(binding: Binding) -> None:
     """Nobody wants to know."""
+
+
+def describe_change(binding: Binding, change: str, expires: int) -> RegistrationChanged:
+    """Say in an event what became of a binding; `expires` in seconds, 0 when it is gone."""
+    return RegistrationChanged(
+        binding.aor.decode("utf-8", "backslashreplace"),
+        binding.contact.decode("utf-8", "backslashreplace"),
+        change,
+        expires,
+        "" if binding.connection is None else binding.connection.name,
+        binding.instance.decode("utf-8", "backslashreplace"),
+        binding.reg_id,
+    )

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from edge.connections import Connection, Transport
 from edge.errors import RemoteError
-from edge.events import Event, RegistrationChanged
+from edge.events import Event
 from edge.outbound.flows import FlowTable
 from edge.sip import headers as h
 from edge.sip.access import THIRD_PARTY, Access, Pending
@@ -22,7 +22,7 @@ from edge.sip.addresses import Addresses
 from edge.sip.answering import Explained
 from edge.sip.grammar import split_list, unfold
 from edge.sip.keep import promise
-from edge.sip.location import Binding, Location
+from edge.sip.location import Binding, Location, describe_change
 from edge.sip.message import Message
 from edge.sip.reading import has_flag
 from edge.sip.refresh import Refresh, Refreshes
@@ -485,11 +485,7 @@ class Registration:
             waiting.append(remove)
 
     def _tell(self, binding: Binding, change: str, expires: int) -> None:
-        aor = binding.aor.decode("utf-8", "backslashreplace")
-        contact = binding.contact.decode("utf-8", "backslashreplace")
-        connection = "" if binding.connection is None else binding.connection.name
-        instance = binding.instance.decode("utf-8", "backslashreplace")
-        self._publish(RegistrationChanged(aor, contact, change, expires, connection, instance, binding.reg_id))
+        self._publish(describe_change(binding, change, expires))
 
 
 def _renew(old: Binding, new: Binding) -> Binding:
