@@ -28,12 +28,14 @@ from edge.websocket import Refusal, UpgradeRules, WebSocketUpgrade
 
 log = logging.getLogger("edge.conn")
 
-_PEEK = 6
+_PEEK = 11  # as far as the version in a ClientHello
 _BACKLOG = 4096
 _ACCEPTS_IN_A_ROW = 128
 _ACCEPT_PAUSE_S = 0.5
 _TCP_USER_TIMEOUT_MS = 60_000
 _TLS_REFUSAL = b"\x15\x03\x01\x00\x02\x02\x28"  # fatal alert, handshake_failure
+_TLS_TOO_OLD = b"\x15\x03\x01\x00\x02\x02\x46"  # protocol_version, which asyncio would keep to itself
+_TLS_1_2 = b"\x03\x03"  # what 1.3 says there too
 _DISCARD = 65536
 
 HandlerFactory = Callable[[Connection], Handler]
@@ -248,18 +250,21 @@ class Arrival(Timed):
         secure = is_tls(first)
         allowed = listener.rules.transports
         if secure and not allowed & {Transport.TLS, Transport.WSS}:
-            self._refuse_tls()
+            self._refuse_tls(_TLS_REFUSAL, "transport")
+            return
+        if secure and len(first) == _PEEK and first[9:] < _TLS_1_2:
+            self._refuse_tls(_TLS_TOO_OLD, "tls_version")
             return
         self._finish()
         listener.open(self._socket, self._remote, self._source, secure)
 
-    def _refuse_tls(self) -> None:
+    def _refuse_tls(self, alert: bytes, reason: str) -> None:
         try:
             self._socket.recv(_DISCARD)  # so that the alert is not lost in a reset
-            self._socket.send(_TLS_REFUSAL)
+            self._socket.send(alert)
         except OSError:
             pass
-        self.drop("transport")
+        self.drop(reason)
 
     def _finish(self) -> None:
         listener = self._listener
