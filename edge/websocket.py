@@ -3,9 +3,10 @@
     GET ... HTTP/1.1 ──► WebSocketUpgrade ──┬─► 101 ──► WebSocketStream ──► SIP or MSRP, as the subprotocol says
                                             └─► 4xx, close
 
-`WebSocketUpgrade` reads one HTTP request and decides. `WebSocketStream` is then the handler of the connection: it joins
-fragments, answers pings and closes, and hands every message to the handler inside in one call. It is the connection's
-codec as well: what the protocols send leaves as one message each. Compression is never negotiated.
+`WebSocketUpgrade` reads one HTTP request and decides. `WebSocketStream` is then the handler of the connection: it
+answers pings and closes, and hands messages to the handler inside: those of SIP whole, those of MSRP, which may be of
+any size, while they come. It is the connection's codec as well: what the protocols send leaves as one message each.
+Compression is never negotiated.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ from __future__ import annotations
 import logging
 import re
 import struct
+from codecs import utf_8_decode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from websockets.datastructures import Headers, MultipleValuesError
 from websockets.exceptions import InvalidHeader
-from websockets.frames import CloseCode, Frame, Opcode
 from websockets.headers import parse_connection, parse_subprotocol, parse_upgrade
 from websockets.http11 import Request
-from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from edge import wsframes
 from edge.errors import RemoteError
+from edge.wsframes import FrameDecoder
 
 if TYPE_CHECKING:
     from edge.connections import Connection, Handler
@@ -49,7 +51,7 @@ _EXTRA_HEADERS = {
 _CRLF = b"\r\n"
 _PING = b"\r\n\r\n"  # RFC 5626 §4.4.1, as a whole message
 _PING_FRAME = b"\x89\x00"
-_TEXT, _BINARY = 0x81, 0x82  # with FIN
+_FIN = 0x80
 _SHORT, _MEDIUM, _LONG = struct.Struct("!BB"), struct.Struct("!BBH"), struct.Struct("!BBQ")
 
 
@@ -214,31 +216,48 @@ def _refuse(status: int, headers: Iterable[tuple[str, str]] = ()) -> bytes:
     ).encode("latin-1")
 
 
-class WebSocketStream:
-    """An open WebSocket: the handler and the codec of its connection."""
+@runtime_checkable
+class PartHandler(Protocol):
+    """A handler that reads messages while they come: `receive_data` gets those that are there whole."""
 
-    __slots__ = ("_message", "_opcode", "_pings", "_protocol", "inner")
+    def receive_part(self, connection: Connection, data: bytes, last: bool, now: float) -> None:
+        """Take the next octets of a message; `last` says that it ends with them."""
+        ...
+
+
+class WebSocketStream:
+    """An open WebSocket: the handler and the codec of its connection.
+
+    `max_message` bounds messages that are handed over whole; a `PartHandler` has no need of it.
+    """
+
+    __slots__ = ("_begun", "_closing", "_decoder", "_kept", "_parts", "_pings", "_pong", "_tail", "inner")
 
     def __init__(self, inner: Handler, max_message: int) -> None:
         self.inner = inner
-        # Not the one of the handshake: that keeps the request and is twice as large.
-        self._protocol = ServerProtocol(state=State.OPEN, max_size=max_message, logger=_log)
-        self._message: bytearray | None = None  # fragments so far
-        self._opcode = Opcode.TEXT
+        self._parts = inner if isinstance(inner, PartHandler) else None
+        self._decoder = FrameDecoder(0 if self._parts is not None else max_message)
+        self._kept: bytearray | None = None  # of a message that is not handed over yet
+        self._begun = False  # some of it was
+        self._tail = b""  # of a text: the start of a character
+        self._pong: bytes | None = None  # waits for the client to read
+        self._closing = False  # a Close frame was sent
         self._pings = 0  # ours, not answered yet
 
     # -- Handler
 
     def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
-        """Hand the messages in `data` to the handler inside, then send what the WebSocket itself has to say."""
-        protocol = self._protocol
-        protocol.receive_data(data)
-        for event in protocol.events_received():
+        """Hand on what messages `data` holds, and answer what is for the WebSocket itself."""
+        decoder = self._decoder
+        for opcode, part, last in decoder.receive_data(data):
             if connection.closed:
                 return
-            self._receive_frame(connection, cast("Frame", event), now)
-        if protocol.writes and not connection.closed:
-            self._send_control(cast("StreamConnection", connection))
+            if opcode <= wsframes.BINARY:
+                self._receive_part(connection, opcode, part, last, now)
+            else:
+                self._receive_control(cast("StreamConnection", connection), opcode, part)
+        if decoder.error and not connection.closed:
+            self._fail(connection, decoder.error)
 
     def receive_eof(self, connection: Connection, now: float) -> bool:
         """The peer went without a Close frame; a WebSocket is never half open."""
@@ -246,7 +265,10 @@ class WebSocketStream:
         return False
 
     def handle_writable(self, connection: Connection, now: float) -> None:
-        """Pass it on to the handler inside."""
+        """Send the pong that waited, and pass it on to the handler inside."""
+        if self._pong is not None:
+            payload, self._pong = self._pong, None
+            self._write_frame(cast("StreamConnection", connection), wsframes.PONG, payload)
         self.inner.handle_writable(connection, now)
 
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
@@ -257,7 +279,7 @@ class WebSocketStream:
 
     def encode_message(self, data: bytes) -> bytes:
         """Frame one message: text if it is UTF-8, else binary (RFC 7118 §4.2, RFC 7977 §4.2)."""
-        opcode = _TEXT if _is_utf8(data) else _BINARY
+        opcode = _FIN | (wsframes.TEXT if _is_utf8(data) else wsframes.BINARY)
         length = len(data)
         if length < 126:
             return _SHORT.pack(opcode, length) + data
@@ -267,10 +289,10 @@ class WebSocketStream:
 
     def encode_close(self, code: int) -> bytes:
         """Frame a Close; empty when one was sent already."""
-        if self._protocol.state is not State.OPEN:
+        if self._closing:
             return b""
-        self._protocol.send_close(code)
-        return b"".join(self._protocol.data_to_send())
+        self._closing = True
+        return _MEDIUM.pack(_FIN | wsframes.CLOSE, 2, code)
 
     # -- time
 
@@ -292,43 +314,73 @@ class WebSocketStream:
 
     # -- inside
 
-    def _receive_frame(self, connection: Connection, frame: Frame, now: float) -> None:
-        opcode, data = frame.opcode, cast("bytes", frame.data)
-        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
-            if frame.fin:
-                self._receive_message(connection, opcode, data, now)
+    def _receive_part(self, connection: Connection, opcode: int, data: bytes, last: bool, now: float) -> None:
+        """Take octets of a message: hand them on, or keep them until it is whole or no keep-alive any more."""
+        if last and self._kept is None and not self._begun:
+            if opcode == wsframes.TEXT and not _is_utf8(data):
+                self._fail(connection, wsframes.INVALID_DATA)
             else:
-                self._message, self._opcode = bytearray(data), opcode
-        elif opcode is Opcode.CONT and self._message is not None:
-            self._message += data
-            if frame.fin:
-                data, self._message = bytes(self._message), None
-                self._receive_message(connection, self._opcode, data, now)
+                self._receive_message(connection, opcode, data, now)
+        elif opcode == wsframes.TEXT and not self._is_text(data, last):
+            self._fail(connection, wsframes.INVALID_DATA)
+        elif self._parts is not None and self._begun:
+            self._begun = not last
+            self._parts.receive_part(connection, data, last, now)
+        else:
+            self._keep(connection, opcode, data, last, now)
 
-    def _receive_message(self, connection: Connection, opcode: Opcode, data: bytes, now: float) -> None:
-        if opcode is Opcode.TEXT and not _is_utf8(data):
-            self._protocol.fail(CloseCode.INVALID_DATA)
-            self._send_control(cast("StreamConnection", connection))
-        elif len(data) > len(_PING):
+    def _keep(self, connection: Connection, opcode: int, data: bytes, last: bool, now: float) -> None:
+        kept = self._kept = bytearray() if self._kept is None else self._kept
+        kept += data
+        if last:
+            self._kept = None
+            self._receive_message(connection, opcode, bytes(kept), now)
+        elif self._parts is not None and len(kept) > len(_PING):
+            self._kept, self._begun = None, True
+            self._parts.receive_part(connection, bytes(kept), False, now)
+
+    def _receive_message(self, connection: Connection, opcode: int, data: bytes, now: float) -> None:
+        if len(data) > len(_PING):
             self.inner.receive_data(connection, data, now)
         elif data == _PING:
-            cast("StreamConnection", connection).write(_SHORT.pack(0x80 | opcode, len(_CRLF)) + _CRLF)
+            if connection.writable:  # who does not read has no use for a sign of life
+                self._write_frame(cast("StreamConnection", connection), opcode, _CRLF)
         elif data not in (b"", _CRLF):
             self.inner.receive_data(connection, data, now)
 
-    def _send_control(self, connection: StreamConnection) -> None:
-        """Write pongs and Close frames; an empty piece means that the connection is to end."""
-        for data in self._protocol.data_to_send():
-            if data:
-                connection.write(data)
+    def _receive_control(self, connection: StreamConnection, opcode: int, payload: bytes) -> None:
+        """Answer a ping and a Close (RFC 6455 §5.5); a client that does not read gets the last of its pongs only."""
+        if opcode == wsframes.CLOSE:
+            if not self._closing:
+                self._closing = True
+                self._write_frame(connection, wsframes.CLOSE, payload)
+            connection.close("websocket_close")
+        elif opcode == wsframes.PING:
+            if connection.writable:
+                self._write_frame(connection, wsframes.PONG, payload)
             else:
-                connection.close(self._name_end())
+                self._pong = payload
 
-    def _name_end(self) -> str:
-        sent = self._protocol.close_sent
-        if self._protocol.close_rcvd is not None or sent is None:
-            return "websocket_close"
-        return "websocket_too_big" if sent.code == CloseCode.MESSAGE_TOO_BIG else "websocket_error"
+    def _fail(self, connection: Connection, code: int) -> None:
+        cast("StreamConnection", connection).write(self.encode_close(code))
+        connection.close("websocket_too_big" if code == wsframes.TOO_BIG else "websocket_error")
+
+    @staticmethod
+    def _write_frame(connection: StreamConnection, opcode: int, payload: bytes) -> None:
+        """Write a short frame past the codec."""
+        connection.write(_SHORT.pack(_FIN | opcode, len(payload)) + payload)
+
+    def _is_text(self, data: bytes, last: bool) -> bool:
+        """Tell whether the message is UTF-8 so far; a character may be cut by the end of a part."""
+        if not self._tail and data.isascii():
+            return True
+        data = self._tail + data
+        try:
+            used = utf_8_decode(data, "strict", last)[1]
+        except UnicodeDecodeError:
+            return False
+        self._tail = data[used:]
+        return True
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -101,6 +101,11 @@ class FrameReader:
         self.rest = b""
         self.state = IDLE
 
+    @property
+    def idle(self) -> bool:
+        """Whether all that came were whole frames."""
+        return self.state == IDLE and not self.rest
+
     def receive(self, data: bytes, now: float) -> None:
         """Read what came; for use without the short cut for frames of every day."""
         if self.rest:

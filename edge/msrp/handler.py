@@ -17,6 +17,7 @@ from edge.errors import RemoteError
 from edge.msrp.chunker import Outbox
 from edge.msrp.frame import COMMENTS, TRANSACTION_ID, Head, build_response
 from edge.msrp.framing import END_LINE, STREAMING, Frame, FrameReader, find_line
+from edge.msrp.grace import LinkGrace
 from edge.msrp.outstream import MIN_PIECE, OutStream
 from edge.msrp.report import PENDING_LIMIT, REPORTS_PER_SECOND, Forwarded
 from edge.msrp.route import Route
@@ -52,28 +53,6 @@ _JOIN = 4096
 _VIEW = 1024  # bodies from this size on are not copied before they leave
 
 
-class LinkGrace(Timed):
-    """How long a connection of many users may be held up by one full receiver."""
-
-    __slots__ = ("_handler",)
-
-    def __init__(self, handler: MsrpHandler) -> None:
-        self._handler = handler
-        self._slot = None
-
-    def begin(self, now: float) -> None:
-        """The connection is not read from now on."""
-        self._handler.relay.wheel.start(self, now + self._handler.relay.settings.link_grace)
-
-    def end(self) -> None:
-        """It is read again."""
-        self._handler.relay.wheel.stop(self)
-
-    def handle_timer(self, now: float) -> None:
-        """There was no room in time."""
-        self._handler.refuse_stuck()
-
-
 class MsrpHandler(Timed):
     """The `Handler` of one MSRP connection.
 
@@ -83,8 +62,8 @@ class MsrpHandler(Timed):
     """
 
     __slots__ = (
-        "_grace", "_last_report", "_report_tokens", "_since", "auth", "auth_failures", "authenticated", "buffered",
-        "connection", "failures", "far_sessions", "incoming", "lost", "outbox", "reader", "relay", "routes",
+        "_frame_read", "_grace", "_last_report", "_report_tokens", "_since", "auth", "auth_failures", "authenticated",
+        "buffered", "connection", "failures", "far_sessions", "incoming", "lost", "outbox", "reader", "relay", "routes",
         "sessions", "succeeded", "waiting",
     )  # fmt: skip
 
@@ -105,6 +84,7 @@ class MsrpHandler(Timed):
         self.authenticated = False
         self.succeeded = False
         self.lost = False
+        self._frame_read = False  # of the WebSocket message that is being read
         self._since = 0.0  # when the first octets came of what is incomplete
         self._last_report = 0.0
         self._report_tokens = float(REPORTS_PER_SECOND)
@@ -126,7 +106,7 @@ class MsrpHandler(Timed):
             self.outbox.handle_connected(now)
         self.relay.gathering = True
         if self.outbox.websocket:
-            self._receive_message(data, now)
+            self._receive_message(connection, data, now)
             return
         position = 0
         waited = bool(reader.rest)
@@ -143,12 +123,16 @@ class MsrpHandler(Timed):
         self.relay.flush()
         rest = reader.rest
         if rest or reader.state == STREAMING:
-            if not waited or len(rest) < size:
-                self._since = now
-            if self._slot is None:
-                self.relay.wheel.start(self, now + HEAD_TIMEOUT_S)
+            self._watch(waited and len(rest) >= size, now)
         if not connection.writable:
             self._hold_unread_answers(now)
+
+    def _watch(self, since_earlier: bool, now: float) -> None:
+        """Look at the clock for what is incomplete."""
+        if not since_earlier:
+            self._since = now
+        if self._slot is None:
+            self.relay.wheel.start(self, now + HEAD_TIMEOUT_S)
 
     def _join(self, data: bytes, now: float) -> tuple[bytes, int]:
         """Put what is left of the last read in front; return data and where to go on in it.
@@ -264,13 +248,36 @@ class MsrpHandler(Timed):
 
     # -- the long way
 
-    def _receive_message(self, data: bytes, now: float) -> None:
+    def _receive_message(self, connection: Connection, data: bytes, now: float) -> None:
         """Read one WebSocket message, which is exactly one frame (RFC 7977 §5.1)."""
         after = self._relay_usual(data, 0, now) or self.reader.feed(data, 0, now)
+        self._end_part(connection, after == len(data) and self.reader.idle, now)
+
+    def receive_part(self, connection: Connection, data: bytes, last: bool, now: float) -> None:
+        """Read a part of a WebSocket message; its end is that of its one frame."""
+        reader = self.reader
+        self.relay.gathering = True
+        fits = not (self._frame_read and data)
+        if fits and data:
+            waited = bool(reader.rest)
+            if waited:
+                data, reader.rest = reader.rest + data, b""
+            after = self._relay_usual(data, 0, now) if last and not reader.state else 0
+            fits = (after or reader.feed(data, 0, now)) == len(data)
+            self._frame_read = reader.idle
+            if not reader.idle:
+                self._watch(waited, now)
+        fits = fits and (not last or self._frame_read)
+        self._frame_read = self._frame_read and not last
+        self._end_part(connection, fits, now)
+
+    def _end_part(self, connection: Connection, fits: bool, now: float) -> None:
         self.relay.flush()
-        if after < len(data) or self.reader.rest or self.reader.state == STREAMING:
+        if not fits:
             self.relay.stats.refuse("websocket_frame")
             self.close("protocol_error")
+        elif not connection.writable:
+            self._hold_unread_answers(now)
 
     def handle_frame(self, frame: Frame, now: float) -> None:
         """Handle a whole frame."""

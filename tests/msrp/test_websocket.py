@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from edge.connections import Transport
+from edge.msrp.handler import MsrpHandler
 from tests.msrp.parser import parse_frames
 from tests.msrp.recorder import MINA, NORA, PABLO, XM, XN, Bench, Recorder, send
 
@@ -97,3 +100,73 @@ def test_gathered_answers_are_single_messages() -> None:
             + send(f"{XN} {XM} {MINA}", NORA, tid=f"b{number}000001")
         )
     assert [len(parse_frames(message)) for message in mina.messages()] == [1] * 6
+
+
+def in_parts(wire: Recorder, frame: bytes, size: int) -> None:
+    """Hand a WebSocket message over while it comes, `size` octets at a time."""
+    handler = wire.handler
+    assert isinstance(handler, MsrpHandler)
+    for at in range(0, len(frame), size):
+        if not wire.closed:
+            handler.receive_part(wire, frame[at : at + size], at + size >= len(frame), wire.clock.now)
+
+
+@pytest.mark.requirement("MSRP-WS-05")
+@pytest.mark.parametrize("size", [1, 7, 1000, 60_000])
+@pytest.mark.parametrize("octets", [0, 5, 5000, 300_000])
+def test_rfc6455_5_4_a_message_in_parts_is_relayed_while_it_comes(size: int, octets: int) -> None:
+    if octets // size > 6000:
+        octets = 3000
+    bench, nora, mina = mina_and_nora()
+    body = random.Random(1).randbytes(octets)
+    frame = send(f"{XM} {XN} {NORA}", MINA, body)
+    half = frame[: len(frame) // 2 // size * size or size]
+    handler = mina.handler
+    assert isinstance(handler, MsrpHandler)
+    for at in range(0, len(half), size):
+        handler.receive_part(mina, half[at : at + size], at + size >= len(frame), bench.clock.now)
+    if octets == 300_000:
+        assert len(nora.take()) > len(half) - 2 * size - 600
+        return
+    for at in range(len(half), len(frame), size):
+        handler.receive_part(mina, frame[at : at + size], at + size >= len(frame), bench.clock.now)
+    frames = parse_frames(nora.take())
+    assert b"".join(part.body or b"" for part in frames) == body
+    assert len(mina.messages()) == 1
+    in_parts(mina, frame.replace(b"tid00001", b"tid00002"), size)
+    assert len(mina.messages()) == 1
+    assert not mina.closed
+
+
+@pytest.mark.requirement("MSRP-WS-04", "MSRP-WS-05")
+@pytest.mark.parametrize("size", [1, 50, 3000])
+@pytest.mark.parametrize("damage", ["two", "half", "stray"])
+def test_parts_make_exactly_one_frame(damage: str, size: int) -> None:
+    _, _, mina = mina_and_nora()
+    frame = send(f"{XM} {XN} {NORA}", MINA, bytes(3000))
+    in_parts(mina, {"two": frame + frame, "half": frame[:-20], "stray": frame + b"x"}[damage], size)
+    assert mina.closed
+    assert mina.end == "protocol_error"
+
+
+@pytest.mark.requirement("MSRP-SEC-06")
+def test_a_slow_head_in_parts_is_closed() -> None:
+    bench, _, mina = mina_and_nora()
+    handler = mina.handler
+    assert isinstance(handler, MsrpHandler)
+    handler.receive_part(mina, b"MSRP tid00001 SEND\r\n", False, bench.clock.now)
+    for _ in range(40):
+        bench.advance(1)
+        if not mina.closed:
+            mina.last_received = bench.clock.now
+            handler.receive_part(mina, b"T", False, bench.clock.now)
+    assert mina.end == "slow_head"
+
+
+def test_a_client_that_reads_no_answers_is_not_read() -> None:
+    _, _, mina = mina_and_nora()
+    mina.writable, mina.backlog = False, 300_000
+    mina.receive(send(f"{XM} {XN} {NORA}", MINA))
+    assert mina.pauses == 1
+    mina.drain()
+    assert mina.pauses == 0

@@ -71,12 +71,10 @@ def digest(size: int) -> str:
 async def transfer(alice: MsrpEndpoint, path: list[str], receiver: MsrpEndpoint, size: int) -> Received:
     """Send a file and return what arrived, which must be that file."""
     receiver.sink = HashSink
-    chunk = 500_000 if alice.transport in ("ws", "wss") else None
     sent = await alice.send(
         path,
         pieces(size) if size else b"",
         "application/octet-stream",
-        chunk_size=chunk if size else None,
         total=size or None,
         success_report="yes",
         seconds=300,
@@ -114,6 +112,24 @@ async def test_files_pass_two_relays(relays: tuple[EdgeServer, EdgeServer], one:
         await alice.auth()
         await bob.auth()
         await transfer(alice, [*alice.use_path, *bob.path], bob, size)
+
+
+@pytest.mark.requirement("MSRP-WS-05")
+async def test_a_websocket_message_of_100_mebibytes_is_relayed_while_it_comes(
+    relays: tuple[EdgeServer, EdgeServer],
+) -> None:
+    server = relays[0]
+    async with AsyncExitStack() as stack:
+        alice = await stack.enter_async_context(msrp_client(server, "alice", "ws"))
+        bob = await stack.enter_async_context(msrp_client(server, "bob", "tcp"))
+        await alice.auth()
+        await bob.auth()
+        path = [*alice.use_path, *bob.path]
+        await transfer(alice, path, bob, MEBIBYTE)
+        reset_peak(server)
+        before = memory(server, "VmHWM")
+        await transfer(alice, path, bob, 100 * MEBIBYTE)
+        assert memory(server, "VmHWM") - before < 8 * MEBIBYTE
 
 
 @pytest.mark.requirement("MSRP-FLOW-08")

@@ -15,7 +15,7 @@ OBSERVERS = {"edge.metrics", "edge.trace"}
 # Modules that take bytes, `now` and a random source, and give back bytes and events: whole folders, and single modules of
 # the top one. Beside these only the listener, the connections, the server, the storage and the admin port touch the world.
 FOLDERS = ("auth", "sip", "msrp", "outbound")
-MODULES = ("demux", "proxyprotocol", "websocket", "timers", "events", "errors", "trace")
+MODULES = ("demux", "proxyprotocol", "websocket", "wsframes", "timers", "events", "errors", "trace")
 RESOLVER = "edge/sip/resolver"
 
 

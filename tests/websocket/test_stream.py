@@ -66,6 +66,17 @@ class Recorder:
         self.lost.append(reason)
 
 
+class PartRecorder(Recorder):
+    """A handler inside that reads messages while they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[tuple[bytes, bool]] = []
+
+    def receive_part(self, connection: Connection, data: bytes, last: bool, now: float) -> None:
+        self.parts.append((data, last))
+
+
 @dataclass
 class TableLimits:
     connections: int = 10
@@ -104,14 +115,14 @@ async def open_wire() -> AsyncIterator[Callable[..., object]]:
     loop = asyncio.get_running_loop()
     wires: list[Wire] = []
 
-    async def make(rules: UpgradeRules | None = None) -> Wire:
+    async def make(rules: UpgradeRules | None = None, inner: Recorder | None = None) -> Wire:
         events: list[Event] = []
         bus = EventBus()
         bus.subscribe(Event, events.append)
         table = ConnectionTable(loop, TableLimits(), bus, boot=1)
         upgrade = WebSocketUpgrade(rules or UpgradeRules(), secure=False).receive_data(HANDSHAKE)
         assert upgrade is not None
-        inner = Recorder()
+        inner = inner or Recorder()
         stream = upgrade.open_stream(inner)
         connection = StreamConnection(table, Transport.WS, ("127.0.0.1", 1), ("127.0.0.1", 2), None, stream)
         connection.codec = stream
@@ -325,3 +336,60 @@ async def test_a_pong_is_a_sign_of_life_and_nothing_else(open_wire) -> None:
     await eventually(lambda: wire.connection.octets_in > before)
     assert wire.inner.messages == []
     assert not wire.connection.closed
+
+
+@pytest.mark.requirement("MSRP-WS-05")
+async def test_rfc6455_5_4_a_part_handler_gets_what_has_come_of_a_message_of_any_size(open_wire) -> None:
+    inner = PartRecorder()
+    wire = await open_wire(UpgradeRules(max_message=10), inner)
+    now = wire.connection.table.now()
+    body = bytes(range(256)) * 4000
+    whole = frame(BINARY, body, fin=False) + frame(PING, b"alive?") + frame(CONT, b"tail", fin=False) + frame(CONT, b"")
+    for at in range(0, len(whole), 999):
+        wire.stream.receive_data(wire.connection, whole[at : at + 999], now)
+        handed = sum(len(data) for data, _ in inner.parts)
+        assert min(at + 999, len(body)) - handed <= 20  # nothing but heads is kept back
+    assert b"".join(data for data, _ in inner.parts) == body + b"tail"
+    assert [last for _, last in inner.parts] == [False] * (len(inner.parts) - 1) + [True]
+    wire.connection.flush()
+    assert await wire.read(8) == b"\x8a\x06alive?"
+    wire.stream.receive_data(wire.connection, frame(BINARY, b"all of it"), now)
+    assert inner.messages == [b"all of it"]
+
+
+async def test_rfc5626_4_4_1_a_ping_message_in_pieces_is_no_part(open_wire) -> None:
+    inner = PartRecorder()
+    wire = await open_wire(None, inner)
+    for octet in frame(TEXT, b"\r\n", fin=False) + frame(CONT, b"\r\n"):
+        wire.stream.receive_data(wire.connection, bytes([octet]), wire.connection.table.now())
+    assert inner.parts == inner.messages == []
+    wire.connection.flush()
+    assert await wire.read(4) == bytes.fromhex("81020d0a")
+
+
+@pytest.mark.parametrize(
+    ("octets", "before"),
+    [
+        (frame(TEXT, b"Gr\xc3", fin=False) + frame(CONT, b"\xbc\xc3\x9fe, Gr", fin=False) + frame(CONT, b"\xff"), 1),
+        (frame(TEXT, b"Gr\xc3\xbc\xc3\x9fe", fin=False) + frame(CONT, b"\xc3"), 1),
+    ],
+)
+async def test_rfc6455_8_1_text_is_checked_while_it_comes(open_wire, octets: bytes, before: int) -> None:
+    inner = PartRecorder()
+    wire = await open_wire(None, inner)
+    wire.writer.write(octets)
+    assert close_code(await wire.read_end()) == 1007
+    assert inner.parts
+    assert b"\xff" not in b"".join(data for data, _ in inner.parts)
+    assert not any(last for _, last in inner.parts)
+
+
+async def test_rfc6455_5_5_3_a_client_that_does_not_read_gets_the_last_pong_only(open_wire) -> None:
+    wire = await open_wire()
+    wire.connection.pause_writing()
+    for number in range(1000):
+        wire.stream.receive_data(wire.connection, frame(PING, b"%04d" % number), wire.connection.table.now())
+    assert wire.connection.unsent() == 0
+    wire.connection.resume_writing()
+    wire.connection.flush()
+    assert await wire.read(6) == b"\x8a\x040999"
