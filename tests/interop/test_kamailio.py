@@ -1,8 +1,12 @@
-"""Kamailio as the proxy of another domain: behind the server for calls that go out, in front for those that come in."""
+"""Kamailio as the proxy of another domain: behind the server for calls that go out, in front for those that come in.
+
+The two speak UDP or TCP with each other. Alice is at ours by TLS, Frank at Kamailio by UDP.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,22 +29,29 @@ class Federation:
 
     server: EdgeServer
     kamailio: int
+    link: str
     alice: SipUA
     frank: SipUA
 
 
-@pytest.fixture
-async def federation(edge: Callable[..., EdgeServer], start: StartProgram, tmp_path: Path) -> AsyncIterator[Federation]:
+@pytest.fixture(params=["udp", "tcp"])
+async def federation(
+    request: pytest.FixtureRequest, edge: Callable[..., EdgeServer], start: StartProgram, tmp_path: Path
+) -> AsyncIterator[Federation]:
+    link: str = request.param
     async with AsyncExitStack() as stack:
         port = free_port()
         dns = await stack.enter_async_context(
-            DnsServer(f"_sip._udp.far.example. 60 IN SRV 1 0 {port} k.far.example.", "k.far.example. 60 IN A 127.0.0.1")
+            DnsServer(
+                f"_sip._{link}.far.example. 60 IN SRV 1 0 {port} k.far.example.", "k.far.example. 60 IN A 127.0.0.1"
+            )
         )
         server = edge(sip={"nameservers": [dns.address], "allow_targets": LOOPBACK})
         frank = SipUA("frank", domain="far.example", server=("127.0.0.1", port), transport="udp", retransmit=True)
         await stack.enter_async_context(frank)
         text = (Path(__file__).parent / "kamailio_sip.cfg").read_text()
-        for mark, value in (("@PORT@", port), ("@FAR@", frank.address[1]), ("@EDGE@", server.port)):
+        values = {"@PORT@": port, "@FAR@": frank.address[1], "@EDGE@": server.port, "@LINK@": link}
+        for mark, value in values.items():
             text = text.replace(mark, str(value))
         config = tmp_path / "kamailio.cfg"
         config.write_text(text)
@@ -49,7 +60,7 @@ async def federation(edge: Callable[..., EdgeServer], start: StartProgram, tmp_p
         alice = SipUA("alice", "alice-secret", server=("127.0.0.1", server.port), transport="tls")
         await stack.enter_async_context(alice)
         assert (await alice.register()).status == 200
-        yield Federation(server, port, alice, frank)
+        yield Federation(server, port, link, alice, frank)
 
 
 @pytest.mark.parametrize("way", ["out", "in"])
@@ -57,7 +68,13 @@ async def test_a_call_with_a_reinvite_and_an_end_from_either_side(federation: Fe
     caller, callee = (federation.alice, federation.frank) if way == "out" else (federation.frank, federation.alice)
     call = caller.start_invite(callee.uri, b"v=0\r\n")
     invite = await callee.next_request("INVITE")
-    assert len(invite.all("Via")) == 3
+    # From the top: to the callee, between the two proxies, from the caller.
+    vias = invite.all("Via")
+    assert [re.match(r"SIP/2.0/(\w+)", via)[1] for via in vias] == [
+        callee.transport.upper(),
+        federation.link.upper(),
+        caller.transport.upper(),
+    ]
     callee.respond(invite, 180)
     await call.provisional(180)
     answered = callee.accept(invite, b"v=1\r\n")
