@@ -18,6 +18,7 @@ from edge.sip.access import Access
 from edge.sip.addresses import Addresses
 from edge.sip.answers import ToTags
 from edge.sip.core import Reach, SipCore
+from edge.sip.edging import Edging
 from edge.sip.framing import SipFraming
 from edge.sip.keeper import BindingKeeper
 from edge.sip.location import Location
@@ -74,7 +75,7 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
     if not isinstance(world.storage.bindings, MemoryBindingStore):
         keeper = BindingKeeper(world.storage.bindings, world.flows, world.clock, time.time)
     access = Access(
-        enabled=settings.auth.required,
+        enabled=settings.auth.required and settings.role != "edge",  # there it is the business of the registrar
         addresses=addresses,
         authenticators=world.authenticators,
         users=world.storage.users,
@@ -88,6 +89,7 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
     )
     tags = ToTags(world.random(16))
     registration = _build_registration(settings, world, addresses, location, access, uris, keeper, tags)
+    edging = _build_edging(settings, world, addresses, uris)
     targets = TargetFinder(
         addresses,
         location,
@@ -96,6 +98,7 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         force=settings.outbound.force,
         known_user=_known_user(world.storage.users),
         branches=settings.limits.branches,
+        edging=edging,
     )
     core = SipCore(
         addresses=addresses,
@@ -118,9 +121,24 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         timers=_session_timers(settings),
         flow_timer=settings.outbound.flow_timer,
         courtesies=world.courtesies,
+        edging=edging,
     )
     framing = _build_framing(settings, world, core)
     return SipStack(core, framing, location, registration, keeper, addresses)
+
+
+def _build_edging(settings: Settings, world: World, addresses: Addresses, uris: UriCache) -> Edging | None:
+    if settings.role != "edge":
+        return None
+    outbound = settings.outbound
+    return Edging(
+        addresses,
+        world.flows,
+        uris,
+        next_hop=settings.sip.next_hop.encode("ascii"),
+        force=outbound.force,
+        flow_timer=outbound.flow_timer,
+    )
 
 
 def _build_registration(

@@ -105,7 +105,7 @@ class Branch:
             self.target.uri,
             core.stamper.via_line(connection, branch),
             record_routes=core.record_routes(context, self.target, connection) if context.record else _NO_VALUES,
-            path=context.path,
+            path=core.stamper.path_value(connection, context.path) if context.path else b"",
             routes=self.target.routes,
             strict=self.target.strict,
             breadth=self.breadth,

@@ -28,6 +28,7 @@ from edge.sip.addresses import Addresses
 from edge.sip.answering import Answerer, IntervalTooSmall, ReplyFlows, Unsupported
 from edge.sip.answers import ToTags, build_trying, options_headers, start_line
 from edge.sip.branch import Group, Opener, Reached, Target, cancel_key
+from edge.sip.edging import EdgeContext, Edging, RegisterContext
 from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
@@ -39,7 +40,7 @@ from edge.sip.repair import repair_uri
 from edge.sip.sessiontimer import REFRESHES, SessionTimers
 from edge.sip.stamping import Stamper
 from edge.sip.targets import Found, TargetFinder
-from edge.sip.transaction import State, Transactions
+from edge.sip.transaction import ServerTransaction, State, Transactions
 from edge.sip.uri import SipUri, UriCache
 
 
@@ -79,6 +80,7 @@ class SipCore:
         timers: SessionTimers | None = None,
         flow_timer: int = 120,
         courtesies: SourceRate | None = None,
+        edging: Edging | None = None,
     ) -> None:
         self.addresses = addresses
         self.limits = limits
@@ -100,6 +102,7 @@ class SipCore:
         self._recurse = recurse
         self._timers = timers
         self._flow_timer = flow_timer
+        self._edging = edging
         self._answers = Answerer(transactions, reach, tags, courtesies)
         self.stats = self._answers.stats
         self.answer = self._answers.answer
@@ -288,7 +291,7 @@ class SipCore:
         if message.first[h.PROXY_REQUIRE]:
             _check_proxy_require(message)
         if message.method == b"REGISTER" and ours:
-            self._register(connection, message, now)
+            self._register(connection, message, _Journey(uri, routes, key), now)
             return
         if ours and uri.user is None and not routes.values and not routes.popped:
             self._answer_for_ourselves(connection, message, now)
@@ -316,11 +319,13 @@ class SipCore:
             self.stats.loops += 1
             raise
 
-    def _register(self, connection: Connection, message: Message, now: float) -> None:
+    def _register(self, connection: Connection, message: Message, journey: _Journey, now: float) -> None:
         if self.draining:
             self._ask_to_retry(connection, message, now)
-            return
-        self.registration.handle(connection, message, self.answer, now)
+        elif self._edging is not None:
+            self._route(connection, message, journey, now)
+        else:
+            self.registration.handle(connection, message, self.answer, now)
 
     def _ask_to_retry(self, connection: Connection, message: Message, now: float) -> None:
         self.answer(connection, message, 503, (b"Retry-After: %d" % self.registration.retry_after(),), now)
@@ -375,7 +380,8 @@ class SipCore:
             breadth = min(MAX_BREADTH, h.parse_delta(message.value(h.MAX_BREADTH) or b"", MAX_BREADTH))
             if not breadth:
                 raise RemoteError(440, "max_breadth")
-        found = self.targets.find(connection, message, journey.uri, routes, now)
+        register = message.method == b"REGISTER" and self._edging is not None
+        found = Found([[]]) if register else self.targets.find(connection, message, journey.uri, routes, now)
         if not found.groups:
             self._answer_absent(connection, message, found, now)
             return
@@ -390,7 +396,7 @@ class SipCore:
             server.respond(100, build_trying(message), now)
         else:
             server.start_trying_timer(message, now)
-        context = ProxyContext(self, server, message, Draft(message, routes), connection)
+        context = self._new_context(server, message, Draft(message, routes), connection, register)
         context.mark = loop_mark(message.uri, routes)
         context.breadth = breadth
         context.session = session
@@ -400,9 +406,19 @@ class SipCore:
             context.record = True
             if context.keep and has_flag(message.via.parameters, b"keep"):
                 context.keep = self._flow_timer
-            if self.targets.forces(connection.transport) or routes.ob or contact_has_ob(message):
+            downward = self._edging is not None and found.groups[0][0].token is not None  # from the core to a client
+            if not downward and (self.targets.forces(connection.transport) or routes.ob or contact_has_ob(message)):
                 context.source_token = self.flows.token_of(connection)
+        if self._edging is not None and isinstance(context, RegisterContext):
+            context.keep = self._flow_timer if has_flag(message.via.parameters, b"keep") else context.keep
+            found.groups[0].append(self._edging.register(context, routes))
         context.start(found.groups, now)
+
+    def _new_context(
+        self, server: ServerTransaction, message: Message, draft: Draft, connection: Connection, register: bool
+    ) -> ProxyContext:
+        kind = ProxyContext if self._edging is None else RegisterContext if register else EdgeContext
+        return kind(self, server, message, draft, connection)
 
     def _answer_absent(self, connection: Connection, message: Message, found: Found, now: float) -> None:
         """Answer for somebody who cannot be reached, once for each request and without a transaction (RFC 3261 §8.2.7).

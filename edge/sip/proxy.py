@@ -47,7 +47,7 @@ class ProxyContext:
         self.source = source
         self.source_token: bytes | None = None
         self.record = False
-        self.path = b""
+        self.path = b""  # the token our Path carries, b"" for no Path
         self.mark = b""
         self.breadth = MAX_BREADTH
         self.keep = 0  # seconds to answer a `keep` of the caller with; below 0, others may not (RFC 6223 §4.4)

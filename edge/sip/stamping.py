@@ -119,6 +119,11 @@ class Stamper:
             values.append(self.route_value(source, source_token, secure))
         return values
 
+    def path_value(self, connection: Connection, token: bytes) -> bytes:
+        """Write our Path value for a REGISTER that leaves by `connection`: token and `;ob` (RFC 5626 §5.1)."""
+        transport = ROUTE_TRANSPORT[connection.transport]
+        return b"<sip:%b@%b%b;lr;ob>" % (token, self._addresses.facing(connection), transport)
+
     def route_value(self, connection: Connection, token: bytes | None, secure: bool) -> bytes:
         """Write one Route value that leads back to us, and on to a flow with a token."""
         user = token + b"@" if token else b""

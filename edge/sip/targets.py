@@ -17,6 +17,7 @@ from edge.outbound.flows import FlowFault, FlowTable
 from edge.sip import headers as h
 from edge.sip.addresses import Addresses
 from edge.sip.branch import Group, Target
+from edge.sip.edging import Edging
 from edge.sip.forward import Routes
 from edge.sip.grammar import split_list, unfold
 from edge.sip.location import Binding, Location
@@ -54,6 +55,7 @@ class TargetFinder:
         force: str,
         known_user: Absent,
         branches: int = 12,
+        edging: Edging | None = None,
     ) -> None:
         self._addresses = addresses
         self._location = location
@@ -61,6 +63,7 @@ class TargetFinder:
         self._uris = uris
         self._known_user = known_user
         self._branches = branches
+        self._edging = edging
         self._forced = {
             "off": frozenset[Transport](),
             "streams": frozenset(t for t in Transport if t.reliable),
@@ -86,6 +89,9 @@ class TargetFinder:
         if routes.next is not None:
             self._check_allowed(message, routes)
             return Found([[self._towards_route(message, routes.next)]])
+        if self._edging is not None:
+            self._check_allowed(message, routes)
+            return Found([[self._edging.onward(message, uri, routes)]])
         if self._addresses.serves(uri):
             return self._towards_user(uri)
         self._check_allowed(message, routes)

@@ -167,7 +167,7 @@ REFUSED = [
     ("domains = ['a b']", 'domains[0]: "a b" is not a host name'),
     ("domains = ['a.example', 'A.example']", 'domains: "a.example" is given twice'),
     ("role = 'proxy'", 'role: "proxy" is not one of single, edge, registrar'),
-    ("role = 'edge'", "role: not available in this version; remove it"),
+    ("role = 'edge'", 'sip.next_hop: required with role "edge"'),
     ("role = 'registrar'", "role: not available in this version; remove it"),
     (
         "[sip]\nnext_hop = 'registrar.example'",

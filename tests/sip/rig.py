@@ -17,7 +17,7 @@ from edge.connections import Connection, ConnectionTable, Listener, Transport
 from edge.events import EventBus
 from edge.outbound.flows import FlowTable
 from edge.outbound.token import TokenKeys
-from edge.settings import Auth, Limits, Settings, Sip
+from edge.settings import Auth, Limits, Role, Settings, Sip
 from edge.sip.addresses import Addresses
 from edge.sip.branch import Opener, Reached
 from edge.sip.message import MessageLimits, frame_datagram
@@ -102,7 +102,12 @@ class Rig:
     """The whole element. `roads` says where URIs lead: host → wires to try in order, or a status."""
 
     def __init__(
-        self, *, sip: Mapping[str, Any] | None = None, limits: Mapping[str, Any] | None = None, seed: int = 5
+        self,
+        *,
+        sip: Mapping[str, Any] | None = None,
+        limits: Mapping[str, Any] | None = None,
+        seed: int = 5,
+        role: Role = "single",
     ) -> None:
         self.clock = FakeClock()
         self.started = self.clock.now
@@ -115,6 +120,7 @@ class Rig:
         self._soon: list[Callable[[], None]] = []
         settings = Settings(
             domains=("example.com",),
+            role=role,
             auth=Auth(required=False),
             sip=Sip(**(sip or {})),
             limits=Limits(**(limits or {})),
