@@ -216,11 +216,14 @@ class FlowTable:
         return connection if self.state_of(connection, now) is not FlowState.DEAD else None
 
     def _find_revived(self, identity: FlowId) -> Connection | None:
-        """A UDP address outlives the process: try it, once, until something comes from there."""
+        """A UDP address outlives the process: try it, once, until something comes from there.
+
+        One that a restored binding is on counts as alive: others of the same phone come back over it as well.
+        """
         if self._revive is None or identity.transport is not Transport.UDP or identity.boot == self._origin[2]:
             return None
         connection = self._revive(identity.listener, identity.remote)
-        if connection is None or connection.last_received > connection.opened_at:
+        if connection is None or connection.registered or connection.last_received > connection.opened_at:
             return connection
         if connection.id in self._revived:
             return None

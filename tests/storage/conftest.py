@@ -69,14 +69,20 @@ class Postgres:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def start_postgres() -> Postgres:
+    """Start a server of our own; skips where its programs are absent."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     programs = found[-1].parent if found else shutil.which("initdb")
     if not programs:
         pytest.skip("PostgreSQL is not installed")
     server = Postgres(Path(programs) if found else Path(str(programs)).parent)
     server.start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    server = start_postgres()
     yield server
     server.stop()
     server.remove()
