@@ -46,7 +46,7 @@ def kill(server: EdgeServer) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.requirement("SIP-REG-12")
+@pytest.mark.requirement("OB-REG-17")
 async def test_kill_9_under_registration_load_loses_nothing_that_was_acknowledged(
     edge_server: EdgeServerFactory,
 ) -> None:
