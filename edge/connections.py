@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Protocol
 
+from mypy_extensions import mypyc_attr
+
 from edge.events import ConnectionClosed, ConnectionFailed, ConnectionOpened, ConnectionRefused, EventBus
 from edge.timers import Timed, TimerWheel
 
@@ -90,6 +92,7 @@ class Listener(Protocol):
     advertised: Address
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Connection(Timed):
     """What TCP, TLS, WS, WSS connections and UDP flows have in common."""
 

@@ -17,12 +17,15 @@ import logging
 import select
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from edge.connections import Address, Connection, ConnectionTable, Handler, Listener, Transport
 from edge.demux import DatagramKind, classify_datagram
 
 log = logging.getLogger("edge.conn")
+
+SocketAddress = tuple[Any, ...]
+"""As the socket module has it: host and port, and for IPv6 two numbers more."""
 
 _LARGEST = 65535
 _READS_IN_A_ROW = 64
@@ -42,7 +45,7 @@ class UdpFlow(Connection):
 
     __slots__ = ("_address", "_port")
 
-    def __init__(self, port: UdpPort, address: tuple[str, int] | tuple[str, int, int, int]) -> None:
+    def __init__(self, port: UdpPort, address: SocketAddress) -> None:
         remote = (address[0], address[1])
         super().__init__(port.table, Transport.UDP, remote, port.local_for(remote), port.listener, port.handler)
         self._port = port
@@ -55,7 +58,7 @@ class UdpFlow(Connection):
             self._port.send_to(data, self)
 
     @property
-    def address(self) -> tuple[str, int] | tuple[str, int, int, int]:
+    def address(self) -> SocketAddress:
         """The socket address datagrams go to."""
         return self._address
 
@@ -118,7 +121,7 @@ class UdpPort:
         except OSError:
             self._read_errors()
 
-    def _receive(self, data: bytes, address: tuple[str, int]) -> None:
+    def _receive(self, data: bytes, address: SocketAddress) -> None:
         kind = classify_datagram(data)
         if kind is DatagramKind.SIP:
             flow = self.flows.get(address) or self._open(address)
@@ -139,7 +142,7 @@ class UdpPort:
         counts = self.table.datagrams
         counts[label] = counts.get(label, 0) + 1
 
-    def _open(self, address: tuple[str, int]) -> UdpFlow:
+    def _open(self, address: SocketAddress) -> UdpFlow:
         """Make a flow; past the limit it is used once and not remembered."""
         flow = UdpFlow(self, address)
         if self.table.flows < self._flow_limit:
@@ -151,9 +154,9 @@ class UdpPort:
 
     def flow_to(self, host: str, port: int) -> UdpFlow:
         """Return the flow to a remote address, a new one where there is none."""
-        address: tuple[str, int] = (host, port)
+        address: SocketAddress = (host, port)
         if self._socket.family == socket.AF_INET6:
-            address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][4]  # type: ignore[assignment]
+            address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][4]
         return self.flows.get(address) or self._open(address)
 
     def known_flow(self, host: str, port: int) -> UdpFlow | None:
@@ -187,7 +190,7 @@ class UdpPort:
             if not self._send(data, flow.address):
                 flow.fail("send_error")
 
-    def _send(self, data: bytes, address: tuple[str, int] | tuple[str, int, int, int]) -> bool:
+    def _send(self, data: bytes, address: SocketAddress) -> bool:
         for _ in range(2):  # a pending ICMP error of somebody else may be reported by the first call
             try:
                 self._socket.sendto(data, address)

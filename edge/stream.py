@@ -17,7 +17,7 @@ LINGER_S = 2.0  # after our last octet: as long as a peer may go on sending befo
 _CLOSE_CODES = {"shutdown": 1001, "protocol_error": 1002}  # of a WebSocket (RFC 6455 §7.4.1)
 
 
-class StreamConnection(Connection, asyncio.Protocol):
+class StreamConnection(Connection):
     """One TCP, TLS, WS or WSS connection; also the asyncio protocol of its transport.
 
     A connection we dial exists, and takes `send`, before the handshake is done. One we close takes no more from then

@@ -10,9 +10,12 @@ nothing is allocated and no event loop timer exists for a single one of them.
 import math
 from collections.abc import Callable
 
+from mypy_extensions import mypyc_attr
+
 _EPSILON = 1e-6  # ticks; keeps 0.15 / 0.05 from being rounded down to 2
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Timed:
     """Something with at most one running timer. Subclasses define `handle_timer`."""
 

@@ -23,6 +23,8 @@ from enum import Enum
 from hashlib import blake2s
 from hmac import compare_digest
 
+from mypy_extensions import mypyc_attr
+
 from edge.errors import LocalError
 
 _LENGTH = 32
@@ -34,6 +36,9 @@ WINDOW = 32
 """How far behind the highest nc a late one may be: RFC 7616 leaves it open; UDP reorders by a handful."""
 
 _WINDOW_MASK = (1 << WINDOW) - 1
+
+
+POOL_OCTETS = 4096
 
 
 class NonceState(Enum):
@@ -49,8 +54,6 @@ class RandomPool:
 
     __slots__ = ("_offset", "_pool", "_source")
 
-    POOL_OCTETS = 4096
-
     def __init__(self, source: Callable[[int], bytes]) -> None:
         self._source = source
         self._pool = b""
@@ -60,13 +63,14 @@ class RandomPool:
         """Return `count` octets never returned before, at most `POOL_OCTETS`."""
         end = self._offset + count
         if end > len(self._pool):
-            self._pool = self._source(self.POOL_OCTETS)
+            self._pool = self._source(POOL_OCTETS)
             self._offset, end = 0, count
         piece = self._pool[self._offset : end]
         self._offset = end
         return piece
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Nonces:
     """Issue nonces, recognise them, and refuse a count that was used before.
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from edge.connections import Connection
 from edge.sip.answers import build_answer
 from edge.sip.branch import FLOW_FAILED, Branch, Core, Group, Opener, Target
-from edge.sip.forward import MAX_BREADTH, Draft, strip_top_via
+from edge.sip.forward import MAX_BREADTH, NO_ROUTES, Draft, strip_top_via
 from edge.sip.keep import settle
-from edge.sip.message import Message
+from edge.sip.message import Message, MessageLimits, split_head
 from edge.sip.refusals import Refusals
 from edge.sip.sessiontimer import SessionTimers
 from edge.sip.transaction import ServerTransaction, State
@@ -23,9 +23,9 @@ from edge.sip.uri import SipUri
 
 ELSEWHERE = b'Reason: SIP;cause=200;text="Call completed elsewhere"'
 _ADDED_OCTETS = 300  # what we write into a request that leaves: Via, Record-Route
-_OVER_MESSAGE = Message()  # stand in for a request that is over
-_OVER_MESSAGE.uri = b""
-_OVER_DRAFT: Draft = object.__new__(Draft)
+# they stand in for a request that is over
+_OVER_MESSAGE = split_head(b"OVER sip:nobody SIP/2.0", MessageLimits())
+_OVER_DRAFT = Draft(_OVER_MESSAGE, NO_ROUTES)
 
 
 class ProxyContext:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.auth.nonce import WINDOW, Nonces, NonceState, RandomPool
+from edge.auth.nonce import POOL_OCTETS, WINDOW, Nonces, NonceState, RandomPool
 from edge.errors import LocalError
 
 SECRET = bytes(range(32))
@@ -198,4 +198,4 @@ def test_the_pool_never_hands_out_an_octet_twice() -> None:
     words = [piece[i : i + 4] for piece in pieces for i in (0, 4, 8)]
     assert all(len(piece) == 12 for piece in pieces)
     assert len(set(words)) == len(words)
-    assert asked == [RandomPool.POOL_OCTETS] * 3
+    assert asked == [POOL_OCTETS] * 3

@@ -20,6 +20,7 @@ from tests.sip.desk import Desk, answer_line_by_line, sip
 LIMITS = MessageLimits()
 VECTORS = Path(__file__).parent.parent / "vectors"
 FOUND = Path(__file__).parent / "found"
+VIA_PARTS = ("branch", "host", "key", "parameters", "port", "received", "rport", "text", "transport", "version")
 _REUSES = 400
 
 
@@ -49,7 +50,7 @@ def read_via(mode: int, data: bytes) -> None:
     for text in data.split(b"\n"):
         known, plain = outcome(cache.parse, text), outcome(h.parse_via, text)
         if isinstance(plain, h.Via) and isinstance(known, h.Via):
-            assert all(getattr(known, name) == getattr(plain, name) for name in h.Via.__slots__)
+            assert all(getattr(known, name) == getattr(plain, name) for name in VIA_PARTS)
         else:
             assert known == plain
 

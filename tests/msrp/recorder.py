@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
+from typing import cast
 
 from edge.auth.authenticator import MSRP, Authenticator
 from edge.auth.credentials import Credential, CredentialCache, derive_credential
 from edge.auth.nonce import Nonces, NonceState
-from edge.connections import Connection, Transport
-from edge.events import Event
+from edge.connections import Connection, ConnectionTable, Transport
+from edge.events import Event, EventBus
 from edge.msrp.handler import MsrpHandler
 from edge.msrp.relay import Relay, RelaySettings
 from edge.msrp.session import Session
 from edge.msrp.uri import parse_uri
+from edge.settings import Limits
 from edge.timers import TimerWheel
 from tests.ua.clock import FakeClock
 
@@ -33,24 +35,23 @@ class Listener:
     advertised = ("edge.loom.example", 2855)
 
 
-class Table:
-    """As much of the connection table as `Connection` itself asks for."""
-
-    worker = 0
-    boot = 1
+class StillLoop:
+    """As much of an event loop as the connection table needs while no time passes by itself."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.now = clock
-        self._ids = itertools.count(1)
+        self.time = clock
 
-    def next_id(self) -> int:
-        return next(self._ids)
+    def call_soon(self, call: Callable[..., object], *arguments: object) -> None:
+        """Whoever tests a relay looks at what was sent at once."""
+
+    def call_later(self, delay: float, call: Callable[..., object], *arguments: object) -> None:
+        """The clock is told, and the wheel with it."""
 
 
 class Recorder(Connection):
     """A connection that keeps what is sent, and counts how often it is not read."""
 
-    def __init__(self, table: Table, transport: Transport, clock: FakeClock) -> None:
+    def __init__(self, table: ConnectionTable, transport: Transport, clock: FakeClock) -> None:
         super().__init__(table, transport, ("192.0.2.17", 49320), ("192.0.2.1", 2855), Listener(), None)  # type: ignore[arg-type]
         self.clock = clock
         self.sent: list[bytes] = []
@@ -201,7 +202,8 @@ class Bench:
         **settings: object,
     ) -> None:
         self.clock = FakeClock()
-        self.table = Table(self.clock)
+        loop = cast("asyncio.AbstractEventLoop", StillLoop(self.clock))
+        self.table = ConnectionTable(loop, Limits(), EventBus(), boot=1)
         self.wheel = TimerWheel(self.clock.now, tick_s=0.5)
         self.events: list[Event] = []
         self.turns: list[Callable[[], None]] = []

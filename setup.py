@@ -1,0 +1,63 @@
+"""Compile the modules every message passes through with mypyc; everything else is in pyproject.toml.
+
+Without a C compiler, or with EDGE_COMPILE=0, the same modules run as ordinary Python: slower, and alike in all they do.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+MODULES = ("connections", "datagram", "demux", "errors", "stream", "timers", "websocket")
+PACKAGES = ("auth", "msrp", "outbound", "sip")
+INTERPRETED = {"edge/sip/reach.py", "edge/sip/resolver.py", "edge/sip/resolver_client.py"}  # the world outside: asyncio
+
+
+def compiled_paths() -> list[str]:
+    """Name the modules to compile, relative to the root."""
+    paths = [f"edge/{name}.py" for name in MODULES]
+    for package in PACKAGES:
+        paths += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "edge" / package).glob("*.py"))
+    return [path for path in paths if path not in INTERPRETED and not path.endswith("__init__.py")]
+
+
+def mend_slices(folder: Path) -> str:
+    """Write a mended copy of the slicing of bytes and return its folder.
+
+    In mypyc 2.4 `data[start:stop]` with start behind stop raises SystemError, where Python gives no octets.
+    """
+    import mypyc
+
+    source = (Path(mypyc.__file__).parent / "lib-rt" / "bytes_ops.c").read_text()
+    before, after = "slice_len = endn - startn;", "slice_len = endn > startn ? endn - startn : 0;"
+    if source.count(before) != 1:
+        raise SystemExit("this version of mypyc slices in another way: look at mend_slices in setup.py")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bytes_ops.c").write_text(source.replace(before, after))
+    return str(folder)
+
+
+def extensions() -> list[Extension]:
+    """Return what is to be compiled; failing to compile is no failure of the installation."""
+    if os.environ.get("EDGE_COMPILE", "1") == "0":
+        return []
+    from mypyc.build import mypycify
+
+    options = [
+        "--config-file=",
+        "--python-version=3.11",
+        "--strict-bytes",
+        "--ignore-missing-imports",
+        "--follow-imports=silent",
+    ]
+    found = mypycify([*options, *compiled_paths()], opt_level=os.environ.get("EDGE_OPT", "2"), debug_level="0")
+    for extension in found:
+        extension.include_dirs.insert(0, mend_slices(ROOT / "build" / "mended"))
+        extension.optional = True
+    return found
+
+
+setup(ext_modules=extensions())
