@@ -1,5 +1,6 @@
 # make run    everything a working server needs, then `edge serve`       ARGS="--config edge.toml" are passed on
 # make test   linters, types, import rules, tests                        ARGS="tests/sip -k register" are passed to pytest
+# make test-compiled   the tests of compiled modules, with the compiled ones; part of `make test`
 # make lint   the linters, types and import rules alone
 # make fuzz   hostile octets for whatever reads SIP, for a bounded time  EDGE_FUZZ_SECONDS=60 is how long; see docs/operations.md
 # make clean  removes what the above made; edge.db and the certificate stay
@@ -14,13 +15,24 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: run test lint fuzz clean
+SOURCES := pyproject.toml setup.py $(shell find edge -name '*.py')
+SITE     = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+# What runs once more with the compiled modules: all that looks at them, and the server as a process.
+COMPILED := auth connections demux fuzz msrp outbound server sip websocket test_compiled.py
+
+.PHONY: run test test-compiled lint fuzz clean
 
 run: $(VENV)/.installed
 	@exec $(BIN)/edge serve $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+ifeq ($(ARGS),)
+	@$(MAKE) --no-print-directory test-compiled
+endif
+
+test-compiled: $(VENV)/.installed $(VENV)/.installed-test
+	EDGE_TEST_COMPILED=1 $(BIN)/python -m pytest -o 'pythonpath=$(SITE) .' -m 'not source' $(addprefix tests/,$(COMPILED))
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -31,23 +43,27 @@ lint: $(VENV)/.installed-test
 # Guided by coverage with atheris; where that has no wheel, the same targets with random changes alone.
 fuzz: export EDGE_FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.installed-test
-	@if $(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) install --only-binary :all: --editable '.[fuzz]'; then \
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) install --only-binary :all: atheris; then \
 	  $(BIN)/python -m tests.fuzz.run $(ARGS); \
 	else \
 	  echo "atheris is not to be had for this Python: changing the seeds at random instead"; \
 	  $(BIN)/python -m pytest tests/fuzz $(ARGS); \
 	fi
 
-# The stamps are newer than pyproject.toml once its requirements are installed: a second run does nothing here.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	@echo "installing sip-msrp-edge into $(VENV)"
-	@$(PIP) install --editable .
+# The stamps are newer than what was installed: a second run does nothing here.
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	@echo "installing sip-msrp-edge into $(VENV); with a C compiler the hot path is compiled, which takes a minute or two"
+	@rm -rf build
+	@$(PIP) install .
 	@touch $@
 
+# The tests run the sources as they are; they need what the package needs, and their own tools.
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	@echo "installing sip-msrp-edge and its test tools into $(VENV)"
-	@$(PIP) install --editable '.[test]'
-	@touch $@ $(VENV)/.installed
+	@echo "installing the test tools into $(VENV)"
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*p["dependencies"], *p["optional-dependencies"]["test"], sep="\n")' > $(VENV)/requirements.txt
+	@$(PIP) install --requirement $(VENV)/requirements.txt
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

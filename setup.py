@@ -6,6 +6,8 @@ Without a C compiler, or with EDGE_COMPILE=0, the same modules run as ordinary P
 from __future__ import annotations
 
 import os
+import shutil
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -40,20 +42,20 @@ def mend_slices(folder: Path) -> str:
     return str(folder)
 
 
+def can_compile() -> bool:
+    """Look for a C compiler and Python's headers."""
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    return shutil.which(compiler) is not None and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+
+
 def extensions() -> list[Extension]:
     """Return what is to be compiled; failing to compile is no failure of the installation."""
-    if os.environ.get("EDGE_COMPILE", "1") == "0":
+    if os.environ.get("EDGE_COMPILE", "1") == "0" or not can_compile():
         return []
     from mypyc.build import mypycify
 
-    options = [
-        "--config-file=",
-        "--python-version=3.11",
-        "--strict-bytes",
-        "--ignore-missing-imports",
-        "--follow-imports=silent",
-    ]
-    found = mypycify([*options, *compiled_paths()], opt_level=os.environ.get("EDGE_OPT", "2"), debug_level="0")
+    options = ["--config-file=", "--python-version=3.11", "--ignore-missing-imports", "--follow-imports=silent"]
+    found = mypycify([*options, *compiled_paths()], opt_level="2", debug_level="0")
     for extension in found:
         extension.include_dirs.insert(0, mend_slices(ROOT / "build" / "mended"))
         extension.optional = True

@@ -113,14 +113,14 @@ class Dialer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if connection.transport.secure:
                 await loop.create_connection(
-                    lambda: connection,
+                    connection.as_protocol,
                     sock=sock,
                     ssl=self._tls(),
                     server_hostname=name,
                     ssl_shutdown_timeout=LINGER_S,
                 )
             else:
-                await loop.create_connection(lambda: connection, sock=sock)
+                await loop.create_connection(connection.as_protocol, sock=sock)
         except (OSError, ssl.SSLError) as error:
             sock.close()
             return _reason(error)

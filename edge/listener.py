@@ -158,14 +158,14 @@ class TcpListener:
         try:
             if secure:
                 await loop.connect_accepted_socket(
-                    lambda: connection,
+                    connection.as_protocol,
                     sock,
                     ssl=self.rules.tls(),
                     ssl_handshake_timeout=self.rules.handshake_timeout,
                     ssl_shutdown_timeout=LINGER_S,
                 )
             else:
-                await loop.connect_accepted_socket(lambda: connection, sock)
+                await loop.connect_accepted_socket(connection.as_protocol, sock)
         except (OSError, ssl.SSLError, ConnectionError) as error:
             if connection.id not in self.table.connections and not connection.closed:
                 self.table.dismiss(connection.source)

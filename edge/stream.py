@@ -50,6 +50,10 @@ class StreamConnection(Connection):
         self._pauses = 0
         self._end = ""  # why we ended it ourselves; with "!" in front when that was a failure
 
+    def as_protocol(self) -> asyncio.Protocol:
+        """Return this connection to whoever makes its transport; it has the calls without the base class."""
+        return cast("asyncio.Protocol", self)
+
     # -- what the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -32,9 +32,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import edge
 from tests.ua.wait import eventually_blocking, scaled
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_FOLDER = str(Path(edge.__file__).parents[1])  # of the sources, or of what was compiled and installed
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 REQUIREMENT_ID = re.compile(r"[A-Z]+-[A-Z0-9]+-\d+[a-z]?")
 
@@ -236,7 +238,7 @@ class EdgeServer:
         self.process: subprocess.Popen[bytes] | None = None
         self.expect_traceback = False
         self._environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONFAULTHANDLER="1")
-        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_FOLDER, str(ROOT)]))
         if loop is not None:
             self._environment["EDGE_LOOP"] = loop
         self.write_config(config)

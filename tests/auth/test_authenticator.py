@@ -619,6 +619,7 @@ def calls_of(function: Callable[[], object]) -> list[str]:
     return calls
 
 
+@pytest.mark.source
 @pytest.mark.requirement("SIP-AUT-14")
 @pytest.mark.parametrize("algorithm", ["SHA-256", "MD5"])
 @DIALECTS
