@@ -42,7 +42,7 @@ def test_containerfile_copies_what_exists_and_what_the_build_reads() -> None:
     sources = [word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]]
     assert [source for source in sources if not (ROOT / source).exists()] == []
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {project["readme"], *project["license-files"], "pyproject.toml", "edge"} == set(sources)
+    assert {project["readme"], *project["license-files"], "pyproject.toml", "setup.py", "edge"} == set(sources)
 
 
 def test_containerfile_runs_the_command_without_root() -> None:
