@@ -169,6 +169,8 @@ class Msrp(Section, frozen=True):
     blocked_methods: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
     sessions_per_connection: Count = 32
+    sessions_per_user: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+    octets_per_user: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
     connects_per_second: Count = 10
 
     @property

@@ -107,6 +107,8 @@ def build_relay_settings(settings: Settings, names: Iterable[Address]) -> RelayS
         max_message_size=msrp.max_message_size,
         blocked_methods=frozenset(method.encode() for method in msrp.blocked_methods),
         sessions_per_connection=msrp.sessions_per_connection,
+        sessions_per_user=msrp.sessions_per_user,
+        octets_per_user=msrp.octets_per_user,
         connects_per_second=msrp.connects_per_second,
         auth_failures=settings.limits.auth_failures,
     )

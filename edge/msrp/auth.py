@@ -249,7 +249,10 @@ class Enrolment:
     def _open(self, source: MsrpHandler, head: Head, verdict: Verdict, lifetime: int, now: float) -> Session:
         if len(source.sessions) >= self._relay.settings.sessions_per_connection:
             raise RemoteError(403, "session_quota", "Too many sessions")
-        return self.enrol(source, head, verdict.username.decode("utf-8", "replace"), lifetime, now)
+        user, limit = verdict.username.decode("utf-8", "replace"), self._relay.settings.sessions_per_user
+        if 0 < limit <= self._relay.table.count_of(user):
+            raise RemoteError(403, "sessions_per_user", "Too many sessions")
+        return self.enrol(source, head, user, lifetime, now)
 
     def enrol(self, source: MsrpHandler, head: Head, user: str, lifetime: float, now: float) -> Session:
         """Issue a URI of ours to whoever sent this request.

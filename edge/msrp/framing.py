@@ -139,6 +139,8 @@ class FrameReader:
             end = data.find(b"\r\n", position, position + limit + 2)
             if end < 0:
                 return self._await_start_line(data, position, limit, now)
+        if data.find(b"\n", position, end) >= 0:  # the same end as when it comes in two reads
+            return self._break("start_line", None, data, now)
         try:
             start = parse_start_line(data[position:end])
         except RemoteError as error:

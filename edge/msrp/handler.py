@@ -300,9 +300,14 @@ class MsrpHandler(Timed):
             stream.route.outbox.feed(stream, body, plain, now)
 
     def is_too_large(self, stream: OutStream, size: int) -> bool:
-        """Tell whether `size` octets more make a message larger than the limit."""
-        limit = self.relay.settings.max_message_size
-        return 0 < limit < stream.position + stream.size + size - 1
+        """Tell whether `size` octets more are too many: for one message, or for their sender in this hour."""
+        relay, route = self.relay, stream.route
+        if 0 < relay.settings.max_message_size < stream.position + stream.size + size - 1:
+            return True
+        if not relay.octets.limit or not route.outbound or relay.octets.take(route.session.user, size, relay.clock()):
+            return False
+        relay.stats.refuse("octets_per_user")
+        return True
 
     def end_send(self, flag: bytes, now: float) -> None:
         """The streamed chunk is complete."""

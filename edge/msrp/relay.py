@@ -26,7 +26,7 @@ from edge.msrp.handler import HEAD_TIMEOUT_S, MsrpHandler
 from edge.msrp.identifier import Identifiers, RandomSource
 from edge.msrp.report import Reporter
 from edge.msrp.route import Router
-from edge.msrp.session import Session, SessionTable
+from edge.msrp.session import OctetQuota, Session, SessionTable
 from edge.msrp.target import Network, is_dialable, is_permitted
 from edge.msrp.uri import HopKey, MsrpUri
 from edge.timers import TimerWheel
@@ -37,8 +37,9 @@ class RelaySettings:
     """What an operator may set; the names are those of the configuration where it has them. Times in seconds.
 
     `names` are the (host, port) pairs that mean this relay, hosts in lower case, IPv6 without brackets. `chunk_sizes`
-    are limits for single next hops by (host, port), in place of `max_chunk_size`; there and in `max_message_size` 0
-    means no limit. `use_path` is the host and port in URIs we issue, None: those of the listener. `one_far_path`
+    are limits for single next hops by (host, port), in place of `max_chunk_size`; there, in `max_message_size` and in
+    the limits for a user 0 means no limit. `octets_per_user` are those that the sessions of one user send in an hour.
+    `use_path` is the host and port in URIs we issue, None: those of the listener. `one_far_path`
     refuses the use of one of our URIs towards a second far party.
     """
 
@@ -59,6 +60,8 @@ class RelaySettings:
     one_far_path: bool = False
     auth_failures: int = 5
     sessions_per_connection: int = 32
+    sessions_per_user: int = 0
+    octets_per_user: int = 0
     connects_per_second: int = 10
     blocked_methods: Collection[bytes] = ()
 
@@ -167,6 +170,7 @@ class Relay:
         self.identifiers = Identifiers(random)
         self.stats = RelayStats()
         self.table = SessionTable(wheel, self._session_closed)
+        self.octets = OctetQuota(settings.octets_per_user)
         self.router = Router(self)
         self.forwarder = Forwarder(self)
         self.reporter = Reporter(self)

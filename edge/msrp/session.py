@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edge.msrp.handler import MsrpHandler
     from edge.msrp.route import Route
 
+QUOTA_S = 3600.0
+QUOTA_USERS = 10000  # from so many on those whose hour is over are forgotten
 REFUSED_LIMIT = 64  # messages of one session remembered as refused by the next hop
 
 
@@ -103,19 +105,42 @@ class Session(Timed):
         self.refused[outbound, message_id] = 1
 
 
+class OctetQuota:
+    """How many body octets each user may send in an hour from the first of them; `limit` 0: nobody is limited."""
+
+    __slots__ = ("_used", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used: dict[str, tuple[float, int]] = {}  # the end of the hour, octets in it
+
+    def take(self, user: str, octets: int, now: float) -> bool:
+        """Count octets of a user; False, and not counted, when they are too many."""
+        end, used = self._used.get(user, (now + QUOTA_S, 0))
+        if now >= end:
+            end, used = now + QUOTA_S, 0
+        if used + octets > self.limit:
+            return False
+        if user not in self._used and len(self._used) >= QUOTA_USERS:
+            self._used = {name: known for name, known in self._used.items() if known[0] > now}
+        self._used[user] = (end, used + octets)
+        return True
+
+
 SessionCallback = Callable[[Session, str, float], None]
 
 
 class SessionTable:
     """All live sessions. `closed` is called once for each session that ends, with the reason."""
 
-    __slots__ = ("_by_raw", "_by_session_id", "_closed", "_wheel")
+    __slots__ = ("_by_raw", "_by_session_id", "_closed", "_of_user", "_wheel")
 
     def __init__(self, wheel: TimerWheel, closed: SessionCallback) -> None:
         self._wheel = wheel
         self._closed = closed
         self._by_raw: dict[bytes, Session] = {}
         self._by_session_id: dict[bytes, Session] = {}
+        self._of_user: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._by_session_id)
@@ -128,6 +153,7 @@ class SessionTable:
         session.opened_at = now
         self._by_raw[session.uri.raw] = session
         self._by_session_id[session.uri.session_id] = session
+        self._of_user[session.user] = self.count_of(session.user) + 1
         session.owner.sessions.add(session)
         session.owner.connection.registered += 1
         self.extend(session, now, lifetime_s)
@@ -147,6 +173,9 @@ class SessionTable:
         session.drop_routes()
         del self._by_raw[session.uri.raw]
         del self._by_session_id[session.uri.session_id]
+        left = self._of_user.pop(session.user) - 1
+        if left:
+            self._of_user[session.user] = left
         session.owner.sessions.discard(session)
         session.owner.connection.registered -= 1
         self._closed(session, reason, now)
@@ -154,6 +183,10 @@ class SessionTable:
             far.handler.far_sessions.discard(session)
             far.handler.connection.registered -= 1
             far.handler.release_if_unused()
+
+    def count_of(self, user: str) -> int:
+        """Say how many live sessions a user has."""
+        return self._of_user.get(user, 0)
 
     def find(self, uri: MsrpUri, now: float) -> Session | None:
         """Find the live session of an equal URI (RFC 4975 §6.1); expiry counts from the clock, not from the sweep."""

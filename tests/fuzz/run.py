@@ -1,4 +1,4 @@
-"""Fuzz what reads SIP with atheris, guided by coverage, for EDGE_FUZZ_SECONDS (default 60).
+"""Fuzz what reads SIP and MSRP with atheris, guided by coverage, for EDGE_FUZZ_SECONDS (default 60).
 
     python -m tests.fuzz.run [options of libFuzzer]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["edge.sip", "edge.demux", "edge.auth"]):
+with atheris.instrument_imports(include=["edge.sip", "edge.msrp", "edge.wsframes", "edge.demux", "edge.auth"]):
     from tests.fuzz.targets import FOUND, seeds, try_octets
 
 

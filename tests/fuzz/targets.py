@@ -15,6 +15,7 @@ from edge.errors import RemoteError
 from edge.sip import headers as h
 from edge.sip.message import MessageLimits, check_request, check_response, frame_datagram
 from edge.sip.uri import parse_uri, uri_equal
+from tests.fuzz.msrp_targets import MSRP_TARGETS, msrp_seeds
 from tests.sip.desk import Desk, answer_line_by_line, sip
 
 LIMITS = MessageLimits()
@@ -136,6 +137,7 @@ class Element:
 _ELEMENT = Element()
 TARGETS: list[Callable[[int, bytes], None]] = [
     read_datagram, read_values, read_via, read_uri, _ELEMENT.datagram, _ELEMENT.stream, _ELEMENT.reply, _ELEMENT.sniff,
+    *MSRP_TARGETS,
 ]  # fmt: skip
 
 
@@ -157,4 +159,8 @@ def seeds() -> list[bytes]:
         for target in range(len(TARGETS))
         for number, data in enumerate(vectors)
     ]
-    return prefixed + [path.read_bytes() for path in sorted(FOUND.glob("*"))]
+    return (
+        prefixed
+        + msrp_seeds(len(TARGETS) - len(MSRP_TARGETS))
+        + [path.read_bytes() for path in sorted(FOUND.glob("*"))]
+    )

@@ -40,13 +40,13 @@ def mutate(source: random.Random, data: bytes, others: list[bytes]) -> bytes:
     return data[:8192]
 
 
-@pytest.mark.requirement("SIP-DOS-01")
+@pytest.mark.requirement("SIP-DOS-01", "MSRP-SEC-10")
 def test_every_seed_is_taken() -> None:
     for seed in seeds():
         try_octets(seed)
 
 
-@pytest.mark.requirement("SIP-DOS-01")
+@pytest.mark.requirement("SIP-DOS-01", "MSRP-SEC-10")
 @pytest.mark.parametrize("target", range(len(TARGETS)), ids=[target.__name__ for target in TARGETS])
 def test_random_changes_of_seeds_are_taken(target: int) -> None:
     source = random.Random(target)

@@ -242,6 +242,15 @@ def test_the_quota_of_a_connection() -> None:
     assert [client.enrol().method[:3] for _ in range(3)] == ["200", "200", "403"]
 
 
+@pytest.mark.requirement("MSRP-SEC-08")
+def test_the_quota_of_a_user_over_all_connections() -> None:
+    bench = Bench(sessions_per_user=2)
+    first, second = Client(bench.connect()), Client(bench.connect())
+    assert [first.enrol().method[:3], second.enrol().method[:3], second.enrol().method[:3]] == ["200", "200", "403"]
+    first.connection.close("eof")
+    assert second.enrol().method[:3] == "200"
+
+
 @pytest.mark.requirement("MSRP-AUTH-26", "MSRP-RESP-04")
 def test_auth_for_another_relay_is_only_passed_on_for_the_owner() -> None:
     bench = Bench()

@@ -309,3 +309,9 @@ def test_any_octets_are_read_or_refused_within_bounds(junk: list[bytes], name: s
         if piece:
             reader.receive(piece, 0.0)
         assert len(reader.rest) < 30000
+
+
+@pytest.mark.requirement("MSRP-FRM-21")
+def test_a_bare_lf_in_a_start_line_breaks_the_stream_whole_and_cut() -> None:
+    frame = b"MSRP abcd 425 Nick\nTo-Path: x\r\n-------abcd$\r\n"
+    assert read([frame]) == read([frame[:20], frame[20:]]) == [("broken", "start_line", None)]

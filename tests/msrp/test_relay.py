@@ -801,3 +801,22 @@ def test_counters() -> None:
     assert stats.reports == {"relayed": 1, "made": 0}
     assert stats.octets == 8
     assert stats.refused == {"session": 1}
+
+
+@pytest.mark.requirement("MSRP-SEC-08")
+def test_octets_of_a_user_in_an_hour() -> None:
+    bench = Bench(octets_per_user=5000)
+    nora, mina = bench.connect(), bench.connect()
+    bench.open(nora, XN, NORA, lifetime=9000)
+    bench.open(mina, XM, MINA, user="mina", lifetime=9000)
+
+    def offer(size: int, tid: str) -> str:
+        nora.receive(send(f"{XN} {XM} {MINA}", NORA, bytes(size), tid=tid, mid=tid))
+        mina.take()
+        return next(frame.method[:3] for frame in parse_frames(nora.take()) if frame.identifier == tid)
+
+    assert [offer(3000, "aaaa"), offer(2000, "bbbb"), offer(1, "cccc")] == ["200", "200", "413"]
+    mina.receive(send(f"{XM} {XN} {NORA}", MINA, b"others may"))
+    assert parse_frames(nora.take())[-1].body == b"others may"
+    bench.clock.advance(3600)
+    assert [offer(5000, "dddd"), offer(1, "eeee")] == ["200", "413"]

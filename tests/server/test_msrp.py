@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import random
 import re
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -287,6 +289,25 @@ async def test_a_peer_who_is_not_there_is_reported_with_408(server: EdgeServer) 
         report = await alice.next_report()
         assert (report["Message-ID"], report["Status"].split()[1]) == ("lost", "408")
         await counted(server, "edge_connections_failed_total", reason="refused")
+
+
+@pytest.mark.requirement("MSRP-CON-14")
+async def test_a_peer_whose_address_is_a_black_hole_is_given_up_after_ten_seconds(server: EdgeServer) -> None:
+    with socket.socket() as hole, socket.socket() as filler, socket.socket() as other:
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(0)  # one connection waits to be accepted, and what knocks after it is not answered
+        for sock in (filler, other):
+            sock.setblocking(False)
+            sock.connect_ex(hole.getsockname())
+        uri = f"msrp://127.0.0.1:{hole.getsockname()[1]}/x;tcp"
+        async with msrp_client(server, "alice") as alice:
+            await alice.auth()
+            began = time.monotonic()
+            assert (await alice.send([*alice.use_path, uri], b"?", message_id="lost")).ok
+            report = await alice.next_report(30)
+            assert (report["Message-ID"], report["Status"].split()[1]) == ("lost", "408")
+            assert time.monotonic() - began >= 9
+            await counted(server, "edge_connections_failed_total", reason="timed_out")
 
 
 @pytest.mark.requirement("MSRP-CON-06")
