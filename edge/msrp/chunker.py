@@ -309,14 +309,19 @@ class Outbox:
             spare = stream.size if stream.flag else stream.size - 1
             written = self._write_some(stream, min(spare, self.limit - stream.piece, budget))
             budget -= written
-            if self.open is stream and stream.flag and not stream.size:
+            still_open = self._is_open(stream)
+            if still_open and stream.flag and not stream.size:
                 self._close_piece(stream.flag)
                 self._forget(stream)
                 return True
-            if self.open is stream and stream.piece >= self.limit and stream.size > (0 if stream.flag else 1):
+            if still_open and stream.piece >= self.limit and stream.size > (0 if stream.flag else 1):
                 self.cut()
-            elif self.open is stream:
+            elif still_open:
                 return False
+
+    def _is_open(self, stream: OutStream) -> bool:
+        """Ask anew: what is written may have ended a piece."""
+        return self.open is stream
 
     def _write_some(self, stream: OutStream, count: int) -> int:
         """Write body octets into the open piece; a look-alike of its end-line ends it in between (RFC 4975 §7.1)."""

@@ -301,6 +301,7 @@ def test_a_stranger_reaches_only_the_owner() -> None:
     assert not pair.bench.dialled
 
 
+@pytest.mark.source
 @pytest.mark.requirement("MSRP-BIND-05")
 def test_an_error_inside_the_check_forwards_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair()
