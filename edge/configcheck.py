@@ -30,7 +30,6 @@ _NEEDED_METHODS = ("SEND", "REPORT", "AUTH")
 
 # Keys of the contract whose function this version does not have; the list shrinks as they arrive.
 _NOT_AVAILABLE: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
-    ("role", lambda settings: settings.role == "registrar"),
     ("policy.module", lambda settings: bool(settings.policy.module)),
     ("accounting.url", lambda settings: bool(settings.accounting.url)),
     ("storage.location", lambda settings: settings.storage.location.startswith(("redis:", "rediss:", "valkey:"))),

@@ -106,7 +106,7 @@ class Server:
         self._dispatcher.replace(build_hooks(settings.hooks, self._source, self._tls.client))
         self.bus.subscribe(Event, self._dispatcher.receive)
         self._storage.on_change(self._storage_changed)
-        self._trusted = NetworkSet(settings.limits.trusted_networks)
+        self._trusted = NetworkSet((*settings.limits.trusted_networks, *settings.sip.trusted_edge_networks))
         self.table = ConnectionTable(
             self._loop,
             settings.limits,
@@ -155,7 +155,7 @@ class Server:
         settings = self._settings
         auth = settings.auth
         self._cache = CredentialCache()
-        self._lockout = Lockout(exempt=settings.limits.trusted)
+        self._lockout = Lockout(exempt=(*settings.limits.trusted, *settings.sip.trusted_edges))
         self._nonces = {
             realm: Nonces(realm, auth.algorithms, self._random(32), self._random, lifetime_s=auth.nonce_lifetime)
             for realm in {self._realm(domain) for domain in settings.domains}
@@ -314,7 +314,7 @@ class Server:
             ports=self._ports,
             listener=self._listeners[0],
             handler=lambda connection: self._sip.framing.handler(),
-            allowed=NetworkSet(settings.sip.allowed_networks).contains,
+            allowed=NetworkSet((*settings.sip.allowed_networks, *settings.sip.trusted_edge_networks)).contains,
         )
 
     def _answer_stun(self, datagram: bytes, source: Address) -> bytes | None:

@@ -140,6 +140,7 @@ class Outbound(Section, frozen=True):
     required: bool = False
     ob_position: Literal["last", "first", "any"] = "last"
     lenient: bool = False
+    flow_order: Literal["recent", "regid"] = "recent"
 
     @property
     def token_key_bytes(self) -> tuple[bytes, ...]:

@@ -13,11 +13,13 @@ from edge.config import Settings
 from edge.events import ConnectionRefused, EventBus
 from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
+from edge.outbound.path import Force
 from edge.rates import SourceBlocks, SourceRate
 from edge.sip.access import Access
 from edge.sip.addresses import Addresses
 from edge.sip.answers import ToTags
 from edge.sip.core import Reach, SipCore
+from edge.sip.devices import Devices
 from edge.sip.edging import Edging
 from edge.sip.framing import SipFraming
 from edge.sip.keeper import BindingKeeper
@@ -74,32 +76,12 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
     keeper = None
     if not isinstance(world.storage.bindings, MemoryBindingStore):
         keeper = BindingKeeper(world.storage.bindings, world.flows, world.clock, time.time)
-    access = Access(
-        enabled=settings.auth.required and settings.role != "edge",  # there it is the business of the registrar
-        addresses=addresses,
-        authenticators=world.authenticators,
-        users=world.storage.users,
-        cache=world.cache,
-        lockout=world.lockout,
-        uris=uris,
-        clock=world.clock,
-        publish=world.bus.publish,
-        third_party=settings.sip.third_party,
-        fallback_s=settings.auth.nonce_lifetime,
-    )
+    access = _build_access(settings, world, addresses, uris)
     tags = ToTags(world.random(16))
-    registration = _build_registration(settings, world, addresses, location, access, uris, keeper, tags)
+    trusted_edge = NetworkSet(settings.sip.trusted_edge_networks).contains
+    registration = _build_registration(settings, world, addresses, location, access, uris, keeper, tags, trusted_edge)
     edging = _build_edging(settings, world, addresses, uris)
-    targets = TargetFinder(
-        addresses,
-        location,
-        world.flows,
-        uris,
-        force=settings.outbound.force,
-        known_user=_known_user(world.storage.users),
-        branches=settings.limits.branches,
-        edging=edging,
-    )
+    targets = _build_targets(settings, world, addresses, location, uris, edging)
     core = SipCore(
         addresses=addresses,
         limits=_message_limits(settings),
@@ -122,9 +104,43 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         flow_timer=settings.outbound.flow_timer,
         courtesies=world.courtesies,
         edging=edging,
+        trusted_edge=trusted_edge,
     )
     framing = _build_framing(settings, world, core)
     return SipStack(core, framing, location, registration, keeper, addresses)
+
+
+def _build_access(settings: Settings, world: World, addresses: Addresses, uris: UriCache) -> Access:
+    return Access(
+        enabled=settings.auth.required and settings.role != "edge",  # there it is the business of the registrar
+        addresses=addresses,
+        authenticators=world.authenticators,
+        users=world.storage.users,
+        cache=world.cache,
+        lockout=world.lockout,
+        uris=uris,
+        clock=world.clock,
+        publish=world.bus.publish,
+        third_party=settings.sip.third_party,
+        fallback_s=settings.auth.nonce_lifetime,
+    )
+
+
+def _build_targets(
+    settings: Settings, world: World, addresses: Addresses, location: Location, uris: UriCache, edging: Edging | None
+) -> TargetFinder:
+    force = Force(settings.outbound.force)
+    order, branches = settings.outbound.flow_order, settings.limits.branches
+    return TargetFinder(
+        addresses,
+        location,
+        world.flows,
+        uris,
+        force=force,
+        devices=Devices(addresses, world.flows, uris, force, order=order, branches=branches),
+        known_user=_known_user(world.storage.users),
+        edging=edging,
+    )
 
 
 def _build_edging(settings: Settings, world: World, addresses: Addresses, uris: UriCache) -> Edging | None:
@@ -150,6 +166,7 @@ def _build_registration(
     uris: UriCache,
     keeper: BindingKeeper | None,
     tags: ToTags,
+    trusted_edge: Callable[[str], bool],
 ) -> Registration:
     sip = settings.sip
     bounds = RegistrarSettings(
@@ -178,7 +195,7 @@ def _build_registration(
         flows=world.flows,
         uris=uris,
         keeper=keeper,
-        trusted_edge=NetworkSet(sip.trusted_edge_networks).contains,
+        trusted_edge=trusted_edge,
         policy=policy,
         clock=world.clock,
         wall_clock=time.time,

@@ -40,6 +40,17 @@ class Unsupported(Explained):
         super().__init__(420, "extension", b"Unsupported: " + b", ".join(tags))
 
 
+def check_proxy_require(message: Message) -> None:
+    """We know no extension that a proxy could be required to have (RFC 3261 §16.3 step 5).
+
+    Raises:
+        Unsupported: for any tag.
+    """
+    tags = h.parse_tokens(message.values(h.PROXY_REQUIRE))
+    if tags:
+        raise Unsupported(tags)
+
+
 class IntervalTooSmall(Explained):
     """422 with the shortest session interval we accept (RFC 4028 §6)."""
 

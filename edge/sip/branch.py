@@ -32,11 +32,13 @@ class Target:
 
     `uri` becomes the Request-URI; `routes` go before the Route values left. `connection` is the flow to use; without
     one `locate` (the URI that decides about address and transport) is resolved. `token` is what to record-route
-    towards it.
+    towards it. `binding` is where it comes from, as it was refreshed at `refreshed_at` with `cseq`.
     `strict` is the value to append as last Route for a next hop without `lr`.
     """
 
-    __slots__ = ("binding", "connection", "locate", "q", "routes", "strict", "token", "uri")
+    __slots__ = (
+        "binding", "connection", "cseq", "gone", "locate", "q", "refreshed_at", "routes", "strict", "token", "uri",
+    )  # fmt: skip
 
     def __init__(self, uri: bytes, connection: Connection | None = None, locate: SipUri | None = None) -> None:
         self.uri = uri
@@ -45,8 +47,16 @@ class Target:
         self.routes: tuple[bytes, ...] = ()
         self.token: bytes | None = None
         self.binding: Binding | None = None
+        self.refreshed_at = 0.0
+        self.cseq = 0
+        self.gone = False  # a flow of ours that is known to have ended
         self.strict = b""
         self.q = 1000
+
+    @property
+    def flow(self) -> bool:
+        """Whether it is a flow: one that fails is gone, and another of the same client may be tried (RFC 5626 §7)."""
+        return self.connection is not None or (self.binding is not None and len(self.binding.path) > 0)
 
 
 Group = list[Target]
@@ -71,6 +81,8 @@ class Core(Protocol):
 
     def flow_failed(self, target: Target, now: float) -> None: ...
 
+    def is_active(self, connection: Connection, now: float) -> bool: ...
+
     def avoid(self, connection: Connection, seconds: float) -> None: ...
 
     def count_answer(self, status: int) -> None: ...
@@ -83,7 +95,10 @@ class Core(Protocol):
 class Branch:
     """One client transaction of a context; see `ClientUser`. `breadth` is its share of Max-Breadth."""
 
-    __slots__ = ("_heard", "_later", "breadth", "cancel_wanted", "cancelled", "client", "context", "group", "target")
+    __slots__ = (
+        "_full", "_heard", "_later", "breadth", "cancel_wanted", "cancelled", "client", "context", "group", "rang",
+        "target",
+    )  # fmt: skip
 
     def __init__(self, context: ProxyContext, target: Target, group: Group, later: list[Opener], breadth: int) -> None:
         self.context = context
@@ -94,6 +109,8 @@ class Branch:
         self.cancel_wanted: list[bytes] | None = None
         self._later = later
         self._heard = False
+        self._full = 0.0  # when a try that is cut short ends if anything is heard
+        self.rang = False
         self.client: ClientTransaction
 
     def send(self, connection: Connection, now: float) -> None:
@@ -112,6 +129,10 @@ class Branch:
         )
         self.client = ClientTransaction(core.transactions, branch, context.server.invite, request, connection, self)
         self.client.start(now)
+        wait_s = context.patience(self.target, self.group, now)
+        if wait_s:
+            self._full = self.client.ends_at
+            self.client.hurry(now + wait_s)
 
     def handle_response(self, client: ClientTransaction, message: Message, now: float) -> None:
         """An answer came to this branch."""
@@ -122,8 +143,11 @@ class Branch:
 
     def _handle_provisional(self, client: ClientTransaction, message: Message, now: float) -> None:
         self._heard = True
+        if self._full and not client.invite:
+            client.ends_at = self._full
         if not client.invite or self.cancelled:
             return
+        self.rang = self.rang or message.status > 100
         if self.cancel_wanted is not None:
             self.cancel(self.cancel_wanted, now)
         elif message.status > 100:
@@ -153,7 +177,7 @@ class Branch:
     def handle_failure(self, client: ClientTransaction, reason: str, now: float) -> None:
         """The request could not be carried, or the connection went before any answer (§16.9)."""
         if not self._try_next_address(now):
-            status = 503 if self.target.connection is None else FLOW_FAILED
+            status = FLOW_FAILED if self.target.flow else 503
             self.context.handle_flow_failure(self, status, now)
 
     def _try_next_address(self, now: float) -> bool:

@@ -20,12 +20,12 @@ from typing import Protocol
 
 from edge.connections import Connection, Transport
 from edge.errors import RemoteError
-from edge.outbound.flows import FlowTable
+from edge.outbound.flows import FlowState, FlowTable
 from edge.rates import SourceRate
 from edge.sip import headers as h
 from edge.sip.access import THIRD_PARTY, Access, Grant, Pending, Refusal
 from edge.sip.addresses import Addresses
-from edge.sip.answering import Answerer, IntervalTooSmall, ReplyFlows, Unsupported
+from edge.sip.answering import Answerer, IntervalTooSmall, ReplyFlows, check_proxy_require
 from edge.sip.answers import ToTags, build_trying, options_headers, start_line
 from edge.sip.branch import Group, Opener, Reached, Target, cancel_key
 from edge.sip.edging import EdgeContext, Edging, RegisterContext
@@ -33,7 +33,8 @@ from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark,
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
 from edge.sip.proxy import ProxyContext
-from edge.sip.reading import contact_has_ob, has_flag, server_key
+from edge.sip.reading import has_flag, server_key
+from edge.sip.recording import Recorder
 from edge.sip.refresh import Refresh, Repeat
 from edge.sip.registration import Registration
 from edge.sip.repair import repair_uri
@@ -81,6 +82,7 @@ class SipCore:
         flow_timer: int = 120,
         courtesies: SourceRate | None = None,
         edging: Edging | None = None,
+        trusted_edge: Callable[[str], bool] | None = None,
     ) -> None:
         self.addresses = addresses
         self.limits = limits
@@ -93,6 +95,7 @@ class SipCore:
         self.clock = clock
         self.max_branches = max_branches
         self.stamper = Stamper(addresses, flows, random(6).hex().encode("ascii"))
+        self._recorder = Recorder(self.stamper, flows, targets.force, None if edging is not None else trusted_edge)
         self.draining = False
         self._reach = reach
         self._soon = soon
@@ -289,7 +292,7 @@ class SipCore:
         if message.repeats or b"," in message.texts[h.VIA]:
             self._check_loop(message, loop_mark(message.uri, routes))
         if message.first[h.PROXY_REQUIRE]:
-            _check_proxy_require(message)
+            check_proxy_require(message)
         if message.method == b"REGISTER" and ours:
             self._register(connection, message, _Journey(uri, routes, key), now)
             return
@@ -407,8 +410,8 @@ class SipCore:
             if context.keep and has_flag(message.via.parameters, b"keep"):
                 context.keep = self._flow_timer
             downward = self._edging is not None and found.groups[0][0].token is not None  # from the core to a client
-            if not downward and (self.targets.forces(connection.transport) or routes.ob or contact_has_ob(message)):
-                context.source_token = self.flows.token_of(connection)
+            if not downward:
+                context.source_token = self._recorder.source_token(connection, message, routes)
         if self._edging is not None and isinstance(context, RegisterContext):
             context.keep = self._flow_timer if has_flag(message.via.parameters, b"keep") else context.keep
             found.groups[0].append(self._edging.register(context, routes))
@@ -444,16 +447,18 @@ class SipCore:
 
     def record_routes(self, context: ProxyContext, target: Target, connection: Connection) -> list[bytes]:
         """Return the Record-Route values for a branch of a request that gets them, top first."""
-        token = target.token
-        if token is None and target.connection is not None and self.targets.forces(connection.transport):
-            token = self.flows.token_of(connection)
         secure = context.message.uri[:5].lower() == b"sips:"
-        return self.stamper.record_routes(context.source, context.source_token, connection, token, secure)
+        return self._recorder.values(context.source, context.source_token, target, connection, secure)
 
     def flow_failed(self, target: Target, now: float) -> None:
         """A flow could not be used: its binding goes, if it is still the one that was tried (OB-TGT-05)."""
-        if target.binding is not None:
-            self.registration.forget(target.binding, "flow_failed")
+        binding = target.binding
+        if binding is not None and binding.refreshed_at == target.refreshed_at and binding.cseq == target.cseq:
+            self.registration.forget(binding, "flow_failed")
+
+    def is_active(self, connection: Connection, now: float) -> bool:
+        """Whether a flow is to be trusted with a request now (RFC 5626 §5.3.1)."""
+        return self.flows.state_of(connection, now) is not FlowState.DEAD
 
     def avoid(self, connection: Connection, seconds: float) -> None:
         """An address asked to be left alone for a while."""
@@ -461,7 +466,7 @@ class SipCore:
 
     def redirected(self, context: ProxyContext, message: Message) -> tuple[list[Group], bool]:
         """Return where a 3xx leads, if we follow those at all."""
-        return self.targets.redirected(context, message) if self._recurse else ([], True)
+        return self.targets.redirected(context, message, self.clock()) if self._recurse else ([], True)
 
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """A connection is gone: its flow has failed, its bindings go, what had no answer on it yet fails."""
@@ -490,10 +495,3 @@ class _Journey:
         self.uri = uri
         self.routes = routes
         self.key = key
-
-
-def _check_proxy_require(message: Message) -> None:
-    """We know no extension that a proxy could be required to have (RFC 3261 §16.3 step 5)."""
-    tags = h.parse_tokens(message.values(h.PROXY_REQUIRE))
-    if tags:
-        raise Unsupported(tags)

@@ -10,7 +10,7 @@ When all is over it lets go of the request: what lingers for late 2xx is small.
 
 from __future__ import annotations
 
-from edge.connections import Connection
+from edge.connections import Connection, Transport
 from edge.sip.answers import build_answer
 from edge.sip.branch import FLOW_FAILED, Branch, Core, Group, Opener, Target
 from edge.sip.forward import MAX_BREADTH, NO_ROUTES, Draft, strip_top_via
@@ -18,10 +18,12 @@ from edge.sip.keep import settle
 from edge.sip.message import Message, MessageLimits, split_head
 from edge.sip.refusals import Refusals
 from edge.sip.sessiontimer import SessionTimers
-from edge.sip.transaction import ServerTransaction, State
+from edge.sip.transaction import T1, ServerTransaction, State
 from edge.sip.uri import SipUri
 
 ELSEWHERE = b'Reason: SIP;cause=200;text="Call completed elsewhere"'
+_PATIENCE_S = 30.0  # below the 32 s a caller waits
+_UDP_PATIENCE_S = 8.0
 _ADDED_OCTETS = 300  # what we write into a request that leaves: Via, Record-Route
 # they stand in for a request that is over
 _OVER_MESSAGE = split_head(b"OVER sip:nobody SIP/2.0", MessageLimits())
@@ -32,9 +34,9 @@ class ProxyContext:
     """The response context of one request (§16.7). `breadth` is what Max-Breadth allows in all (RFC 5393 §5)."""
 
     __slots__ = (
-        "_declined", "_groups", "_reaching", "_refusals", "_waiting", "branches", "breadth", "cancelled", "core",
-        "draft", "final_sent", "keep", "mark", "message", "path", "record", "server", "session", "source",
-        "source_token", "tried",
+        "_declined", "_groups", "_patience_ends", "_reaching", "_refusals", "_waiting", "branches", "breadth",
+        "cancelled", "core", "draft", "final_sent", "keep", "mark", "message", "path", "record", "server", "session",
+        "source", "source_token", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +63,7 @@ class ProxyContext:
         self._waiting: list[Group] = []  # of the same q as those under way, for want of breadth
         self._refusals: Refusals | None = None
         self._reaching = 0
+        self._patience_ends = 0.0  # when the flows of a group must all have been tried
         server.user = self
 
     @property
@@ -95,15 +98,28 @@ class ProxyContext:
         while group and not self.closed and len(self.branches) < self.core.max_branches:
             target = group.pop(0)
             connection = target.connection
-            if connection is None:
+            if connection is None and not target.gone:
                 self._locate(target, group, breadth)
                 return
-            if not connection.closed:
+            if connection is not None and self.core.is_active(connection, now):
                 self._send(Branch(self, target, group, [], breadth), connection, now)
                 return
             self.core.flow_failed(target, now)
         self._note(480, None)
         self._go_on(breadth, now)
+
+    def patience(self, target: Target, group: Group, now: float) -> float:
+        """Return how many seconds to wait for any response of a flow, 0 for as long as the transaction lives.
+
+        All flows of a group get their turn while the caller still waits (RFC 5626 §7, RFC 4320 §4.2).
+        """
+        if not target.flow or not (group or self._patience_ends):
+            return 0.0
+        if not self._patience_ends:
+            self._patience_ends = now + _PATIENCE_S
+        share = max(T1, (self._patience_ends - now) / (len(group) + 1))
+        udp = target.connection is not None and target.connection.transport is Transport.UDP
+        return min(share, _UDP_PATIENCE_S) if udp and group else share
 
     def _locate(self, target: Target, group: Group, breadth: int) -> None:
         self._reaching += 1
@@ -116,7 +132,7 @@ class ProxyContext:
             elif ways:
                 self._send(Branch(self, target, group, ways[1:], breadth), ways[0](), now)
             else:
-                self._note(status, None)
+                self._note(480 if target.flow else status, None)
                 self._launch(group, breadth, now) if group else self._go_on(breadth, now)
 
         size = sum(map(len, self.message.lines)) + 2 * len(self.message.lines) + len(self.message.body)
@@ -145,6 +161,8 @@ class ProxyContext:
             self._handle_success(message, now)
         elif status == FLOW_FAILED:
             self.handle_flow_failure(branch, status, now)
+        elif status == 408 and branch.group and not branch.rang and not self.closed:
+            self._launch(branch.group, branch.breadth, now)  # it was told so: nothing is known of the flow itself
         elif status < 400 and not self.closed and self._follow(branch, message, now):
             return
         else:
@@ -179,12 +197,24 @@ class ProxyContext:
 
     def handle_flow_failure(self, branch: Branch, status: int, now: float) -> None:
         """The flow of a branch failed (430, own time-out, transport error): the next of its group takes its place."""
-        if branch.target.connection is not None:
+        if branch.target.flow:
             self.core.flow_failed(branch.target, now)
         if branch.group and not self.closed:
             self._launch(branch.group, branch.breadth, now)
         else:
-            self.handle_silence(branch, 480 if status == FLOW_FAILED else status, now)
+            self.handle_silence(branch, self._verdict(branch.target, status, now), now)
+
+    def _verdict(self, target: Target, status: int, now: float) -> int:
+        """Say what it means that the last flow of somebody failed: never 430, and no answer comes too late (OB-TGT-11).
+
+        Where a token named the flow, whoever sent it may know others (OB-FAIL-12).
+        """
+        binding = target.binding
+        if target.flow and binding is None:
+            return status
+        in_time = self.server.invite or self._patience_ends > 0.0
+        outbound = binding is not None and (binding.reg_id > 0 or len(binding.path) > 0)
+        return 480 if status == FLOW_FAILED or (outbound and in_time) else status
 
     def handle_silence(self, branch: Branch, status: int, now: float) -> None:
         """A branch ended without an answer that could be passed up."""

@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edge.connections import Connection, Transport
+from edge.connections import Connection
 from edge.errors import RemoteError
 from edge.outbound.flows import FlowFault, FlowTable
+from edge.outbound.path import Force
 from edge.sip import headers as h
 from edge.sip.addresses import Addresses
 from edge.sip.branch import Group, Target
+from edge.sip.devices import Devices
 from edge.sip.edging import Edging
 from edge.sip.forward import Routes
 from edge.sip.grammar import split_list, unfold
-from edge.sip.location import Binding, Location
+from edge.sip.location import Location
 from edge.sip.message import Message
 from edge.sip.proxy import ProxyContext
 from edge.sip.uri import SipUri, UriCache, parse_uri, uri_equal
@@ -52,9 +54,9 @@ class TargetFinder:
         flows: FlowTable,
         uris: UriCache,
         *,
-        force: str,
+        force: Force,
+        devices: Devices,
         known_user: Absent,
-        branches: int = 12,
         edging: Edging | None = None,
     ) -> None:
         self._addresses = addresses
@@ -62,17 +64,9 @@ class TargetFinder:
         self._flows = flows
         self._uris = uris
         self._known_user = known_user
-        self._branches = branches
+        self._devices = devices
         self._edging = edging
-        self._forced = {
-            "off": frozenset[Transport](),
-            "streams": frozenset(t for t in Transport if t.reliable),
-            "all": frozenset(Transport),
-        }[force]
-
-    def forces(self, transport: Transport) -> bool:
-        """Whether clients on this transport get a token unasked (`outbound.force`)."""
-        return transport in self._forced
+        self.force = force  # whose clients get a token unasked
 
     def find(self, connection: Connection, message: Message, uri: SipUri, routes: Routes, now: float) -> Found:
         """Decide where a request goes.
@@ -93,7 +87,7 @@ class TargetFinder:
             self._check_allowed(message, routes)
             return Found([[self._edging.onward(message, uri, routes)]])
         if self._addresses.serves(uri):
-            return self._towards_user(uri)
+            return self._towards_user(uri, now)
         self._check_allowed(message, routes)
         return Found([[Target(uri.target(), locate=uri)]])
 
@@ -141,54 +135,17 @@ class TargetFinder:
         target.strict = b"<" + message.uri + b">"
         return target
 
-    def _towards_user(self, uri: SipUri) -> Found:
+    def _towards_user(self, uri: SipUri, now: float) -> Found:
         if uri.user is None:
             return Found(status=404)
         aor = self._addresses.aor(uri)
         bindings = self._location.bindings(aor)
         if not bindings:
             return Found(unknown_user=aor)
-        if len(bindings) == 1:
-            target = self._towards_binding(bindings[0], uri.secure)
-            return Found([[target]]) if target is not None else _no_security(uri)
-        return Found(groups) if (groups := self._group(bindings, uri.secure)) else _no_security(uri)
+        groups = self._devices.groups(bindings, uri.secure, now)
+        return Found(groups) if groups else _no_security(uri)
 
-    def _group(self, bindings: list[Binding], secure: bool) -> list[Group]:
-        """One group for each instance, its flows best first (OB-TGT-01 to 03); a URI on a flow only once."""
-        groups: dict[bytes, list[Binding]] = {}
-        known: set[tuple[bytes, int]] = set()
-        for binding in bindings:
-            place = (binding.contact, binding.connection.id if binding.connection is not None else 0)
-            if place not in known:
-                known.add(place)
-                groups.setdefault(binding.instance if binding.reg_id else b"\0" + binding.key, []).append(binding)
-        ordered = [sorted(group, key=_best_flow) for group in groups.values()]
-        ordered.sort(key=lambda group: -group[0].q)
-        found = ([self._towards_binding(binding, secure) for binding in group] for group in ordered)
-        usable = ([target for target in targets if target is not None] for targets in found)
-        return [group for group in usable if group][: self._branches]
-
-    def _towards_binding(self, binding: Binding, secure: bool) -> Target | None:
-        """Return the target a binding means; None where sips, in either place, forbids it (RFC 5630 §5.3)."""
-        uri = self._uris.parse(binding.contact)
-        connection = binding.connection
-        contact = uri.target() if uri.headers or b"method" in uri.parameters else binding.contact
-        if secure or uri.secure:
-            if (secure and not uri.secure) or (connection is not None and not connection.transport.secure):
-                return None
-            if not secure:
-                contact = b"sip" + contact[4:]
-        target = Target(contact, connection)
-        target.binding = binding
-        target.q = binding.q
-        target.routes = binding.path
-        if connection is None:
-            target.locate = self._uris.parse(h.parse_name_addr(binding.path[0]).uri) if binding.path else uri
-        elif binding.reg_id or self.forces(connection.transport):
-            target.token = self._flows.token_of(connection)
-        return target
-
-    def redirected(self, context: ProxyContext, message: Message) -> tuple[list[Group], bool]:
+    def redirected(self, context: ProxyContext, message: Message, now: float) -> tuple[list[Group], bool]:
         """Follow the Contacts of a 3xx for a user of ours, each URI once and never from sip to sips or back.
 
         What is followed is taken out of `message`. Returns the groups, and whether Contacts are left (§16.7 step 4).
@@ -201,7 +158,7 @@ class TargetFinder:
         groups: list[Group] = []
         left: list[bytes] = []
         for value in _contacts(message):
-            found = self._follow(value, asked, context.tried)
+            found = self._follow(value, asked, context.tried, now)
             if found:
                 groups += found
             else:
@@ -210,7 +167,7 @@ class TargetFinder:
             _replace_contacts(message, left)
         return groups, bool(left)
 
-    def _follow(self, value: bytes, asked: SipUri, tried: list[SipUri]) -> list[Group]:
+    def _follow(self, value: bytes, asked: SipUri, tried: list[SipUri], now: float) -> list[Group]:
         try:
             address = h.parse_name_addr(value)
             uri, q = self._uris.parse(address.uri), _read_q(address.parameter(b"q"))
@@ -219,7 +176,8 @@ class TargetFinder:
         if uri.secure is not asked.secure or any(uri_equal(uri, other) for other in tried):
             return []
         tried.append(uri)
-        groups = self._towards_user(uri).groups if self._addresses.serves(uri) else [[Target(uri.target(), locate=uri)]]
+        ours = self._addresses.serves(uri)
+        groups = self._towards_user(uri, now).groups if ours else [[Target(uri.target(), locate=uri)]]
         for group in groups:
             for target in group:
                 target.q = q
@@ -228,10 +186,6 @@ class TargetFinder:
     def decide_absent(self, aor: bytes, decided: Callable[[int], None]) -> None:
         """Tell the status for a user without a binding: 404 for nobody, 480 for somebody (SIP-PRX-08)."""
         self._known_user(aor, lambda exists: decided(480 if exists else 404))
-
-
-def _best_flow(binding: Binding) -> tuple[bool, int, float, int]:
-    return (not binding.reachable, -binding.q, -binding.refreshed_at, binding.reg_id)
 
 
 def _read_q(value: bytes | None) -> int:

@@ -293,6 +293,11 @@ class ClientTransaction(Timed):
             self._arm()
         user.handle_response(self, message, now)
 
+    def hurry(self, deadline: float) -> None:
+        """Give up at `deadline` already, where nothing is heard by then; a 1xx for an INVITE starts timer C as ever."""
+        self.ends_at = deadline
+        self._arm()
+
     def restart_timer_c(self, deadline: float) -> None:
         """Run until `deadline` without a final answer (§16.6 step 11); only an INVITE that is proceeding."""
         if self.state is State.PROCEEDING:

@@ -30,11 +30,13 @@ from edge.listener import ListenerRules, TcpListener
 from edge.metrics import EdgeCollector, LoopLag, build_registry, expose
 from edge.msrp.relay import Relay, RelaySettings
 from edge.outbound.flows import FlowTable
+from edge.outbound.path import Force
 from edge.outbound.token import TokenKeys
 from edge.sip.access import Access
 from edge.sip.addresses import Addresses
 from edge.sip.answers import ToTags
 from edge.sip.core import SipCore
+from edge.sip.devices import Devices
 from edge.sip.framing import SipFraming
 from edge.sip.location import Location
 from edge.sip.message import MessageLimits
@@ -120,9 +122,12 @@ class Edge:
             policy=RegistrationPolicy(), clock=clock, wall_clock=time.time, publish=publish,
             random=os.urandom, tag_for=tags,
         )  # fmt: skip
+        force = Force("streams")
+        devices = Devices(addresses, self.flows, uris, force, order="recent", branches=12)
         targets = TargetFinder(
-            addresses, location, self.flows, uris, force="streams", known_user=lambda aor, done: done(False)
-        )
+            addresses, location, self.flows, uris, force=force, devices=devices,
+            known_user=lambda aor, done: done(False),
+        )  # fmt: skip
         return SipCore(
             addresses=addresses, limits=MessageLimits(), transactions=Transactions(self.wheel), location=location,
             access=access, registration=registration, targets=targets, flows=self.flows, reach=Nowhere(), clock=clock,

@@ -168,7 +168,6 @@ REFUSED = [
     ("domains = ['a.example', 'A.example']", 'domains: "a.example" is given twice'),
     ("role = 'proxy'", 'role: "proxy" is not one of single, edge, registrar'),
     ("role = 'edge'", 'sip.next_hop: required with role "edge"'),
-    ("role = 'registrar'", "role: not available in this version; remove it"),
     (
         "[sip]\nnext_hop = 'registrar.example'",
         'sip.next_hop: expected "sip:host:port;transport=tcp", got "registrar.example"',

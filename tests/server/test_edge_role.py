@@ -1,4 +1,4 @@
-"""Two processes: an edge, and behind it a server that believes its Path and holds the users."""
+"""Two processes: an edge, and behind it a registrar that believes its Path and holds the users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.server.agents import LOOPBACK, USERS, exchange_messages, open_config,
 
 @pytest.fixture
 def home(edge_server: EdgeServerFactory) -> EdgeServer:
-    return edge_server(open_config(sip={"trusted_edges": LOOPBACK}), USERS)
+    return edge_server({**open_config(sip={"trusted_edges": LOOPBACK}), "role": "registrar"}, USERS)
 
 
 @pytest.fixture

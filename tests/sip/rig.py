@@ -17,7 +17,7 @@ from edge.connections import Connection, ConnectionTable, Listener, Transport
 from edge.events import EventBus
 from edge.outbound.flows import FlowTable
 from edge.outbound.token import TokenKeys
-from edge.settings import Auth, Limits, Role, Settings, Sip
+from edge.settings import Auth, Limits, Outbound, Role, Settings, Sip
 from edge.sip.addresses import Addresses
 from edge.sip.branch import Opener, Reached
 from edge.sip.message import MessageLimits, frame_datagram
@@ -106,6 +106,7 @@ class Rig:
         *,
         sip: Mapping[str, Any] | None = None,
         limits: Mapping[str, Any] | None = None,
+        outbound: Mapping[str, Any] | None = None,
         seed: int = 5,
         role: Role = "single",
     ) -> None:
@@ -124,6 +125,7 @@ class Rig:
             auth=Auth(required=False),
             sip=Sip(**(sip or {})),
             limits=Limits(**(limits or {})),
+            outbound=Outbound(**(outbound or {})),
         )
         bus = EventBus()
         self.table = ConnectionTable(
