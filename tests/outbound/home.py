@@ -57,7 +57,9 @@ class Home:
         wire = self.rig.wire(transport, remote)
         contact = f'<sip:{user}@10.0.1.{reg_id}:5062>;reg-id={reg_id};+sip.instance="<{instance}>"'
         headers = {"Contact": contact, "Supported": "path, outbound", "Expires": "1800"}
-        self.rig.give(wire, request("REGISTER", "sip:example.com", user=user, to=f"<sip:{user}@example.com>", **headers))
+        self.rig.give(
+            wire, request("REGISTER", "sip:example.com", user=user, to=f"<sip:{user}@example.com>", **headers)
+        )
         assert wire.statuses("REGISTER") == [200]
         wire.take()
         self.rig.advance(1)
