@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def can_compile() -> bool:
 
 def extensions() -> list[Extension]:
     """Return what is to be compiled; failing to compile is no failure of the installation."""
-    if os.environ.get("EDGE_COMPILE", "1") == "0" or not can_compile():
+    builds = {"bdist_wheel", "build", "build_ext"}.intersection(sys.argv)  # and is not asked for metadata alone
+    if os.environ.get("EDGE_COMPILE", "1") == "0" or not builds or not can_compile():
         return []
     from mypyc.build import mypycify
 
