@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import get_args
 
-from edge.hookcheck import hook_problems
+from edge.hookcheck import accounting_problems, hook_problems
 from edge.settings import (
     TOKEN_KEY_OCTETS,
     Admin,
@@ -31,7 +31,6 @@ _NEEDED_METHODS = ("SEND", "REPORT", "AUTH")
 # Keys of the contract whose function this version does not have; the list shrinks as they arrive.
 _NOT_AVAILABLE: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
     ("policy.module", lambda settings: bool(settings.policy.module)),
-    ("accounting.url", lambda settings: bool(settings.accounting.url)),
     ("storage.location", lambda settings: settings.storage.location.startswith(("redis:", "rediss:", "valkey:"))),
 )
 _STORAGE_URL = re.compile(r"(?:(?:sqlite|postgresql|mysql)(?:\+[a-z0-9_]+)?://.*|memory:)", re.DOTALL)
@@ -55,6 +54,7 @@ def problems(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from _check_limits(settings)
     yield from _check_admin(settings.admin)
     yield from hook_problems(settings.hooks)
+    yield from accounting_problems(settings.accounting)
 
 
 def _check_domains(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -9,9 +9,25 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from edge.events import EVENTS, Event, events_named
-from edge.settings import Hook
+from edge.settings import Accounting, Hook
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_SQL_URL = re.compile(r"(?:sqlite|postgresql|mysql)(?:\+[a-z0-9_]+)?://.*", re.DOTALL)
+
+
+def accounting_problems(accounting: Accounting) -> Iterator[tuple[str, str]]:
+    """Find what is wrong with accounting."""
+    url = accounting.url
+    if (url and not url.removeprefix("file:").strip("/")) or (not url.startswith("file:") and not _is_sql(url)):
+        yield "accounting.url", 'expected "file:NAME", or an sqlite://, postgresql:// or mysql:// URL'
+    if url and not accounting.records:
+        yield "accounting.records", "empty: nothing would be written"
+    for kind in sorted({kind for kind in accounting.records if accounting.records.count(kind) > 1}):
+        yield "accounting.records", f'"{kind}" is given twice'
+
+
+def _is_sql(url: str) -> bool:
+    return not url or _SQL_URL.fullmatch(url) is not None
 
 
 def hook_problems(hooks: tuple[Hook, ...]) -> Iterator[tuple[str, str]]:

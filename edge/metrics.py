@@ -19,6 +19,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from edge.accounting.ledger import NOTHING_WRITTEN, Ledger
 from edge.connections import ConnectionTable, Transport
 from edge.events import AuthenticationFailed, EventBus, FlowFailed
 from edge.msrp.relay import Relay
@@ -99,6 +100,7 @@ class EdgeCollector:
         commits: Callable[[], int] | None = None,
         hooks: Callable[[], Mapping[tuple[str, str], int]] | None = None,
         missed: Callable[[], int] | None = None,
+        accounting: Ledger | None = None,
     ) -> None:
         self.reload_successful = True
         self.reload_timestamp = 0.0
@@ -110,6 +112,7 @@ class EdgeCollector:
         self._commits = commits
         self._hooks = hooks
         self._missed = missed
+        self._accounting = accounting
         self._flows_failed: dict[str, int] = {}
         self._msrp_auth_failed: dict[str, int] = {}
         bus.subscribe(FlowFailed, self._count_flow)
@@ -123,6 +126,7 @@ class EdgeCollector:
         yield from self._msrp()
         yield from self._logins()
         yield from self._watchers()
+        yield from self._records()
         yield from self._process()
 
     def _connections(self) -> Iterator[Metric]:
@@ -186,6 +190,16 @@ class EdgeCollector:
         yield hooks
         missed = self._missed() if self._missed else 0
         yield CounterMetricFamily("edge_event_stream_missed", "Events that readers of /api/events missed", missed)
+
+    def _records(self) -> Iterator[Metric]:
+        ledger = self._accounting
+        written, lost = ledger.counts() if ledger else NOTHING_WRITTEN
+        yield _counters("edge_accounting_records", "Accounting records written", "kind", written)
+        yield _counters("edge_accounting_lost", "Accounting records lost", "reason", lost)
+        waiting = ledger.waiting if ledger else 0
+        yield GaugeMetricFamily("edge_accounting_waiting", "Accounting records that are not written yet", waiting)
+        healthy = ledger is None or ledger.healthy
+        yield GaugeMetricFamily("edge_accounting_healthy", "1 while accounting records can be written", healthy)
 
     def _process(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("edge_storage_healthy", "1 while the storage takes writes", self._storage.healthy)

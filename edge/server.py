@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edge.accounting.opening import open_ledger
 from edge.admin.http import AdminServer
 from edge.admin.rows import Source
 from edge.admin.stream import EventStream
@@ -27,7 +28,7 @@ from edge.datagram import UdpPort
 from edge.dialer import Dialer
 from edge.errors import ConfigError
 from edge.eventlog import EventLog
-from edge.events import Event, EventBus, StorageChanged
+from edge.events import AccountingChanged, Event, EventBus, RegistrationChanged, StorageChanged
 from edge.hooks.building import build_hooks
 from edge.hooks.dispatcher import Dispatcher
 from edge.interfaces import local_addresses
@@ -54,6 +55,7 @@ from edge.storage.opening import open_storage
 from edge.timers import TimerWheel
 from edge.tls import TlsContexts
 from edge.wiring import (
+    build_accounts,
     build_datagram_handler,
     build_permission,
     build_relay_settings,
@@ -106,6 +108,7 @@ class Server:
         self._dispatcher.replace(build_hooks(settings.hooks, self._source, self._tls.client))
         self.bus.subscribe(Event, self._dispatcher.receive)
         self._storage.on_change(self._storage_changed)
+        self._open_accounting()
         self._trusted = NetworkSet((*settings.limits.trusted_networks, *settings.sip.trusted_edge_networks))
         self.table = ConnectionTable(
             self._loop,
@@ -145,6 +148,13 @@ class Server:
             return open_storage(self._settings.storage, self._loop, self._settings.auth.realm)
         except UnusableUrlError as error:
             raise ConfigError(self._source, "storage.url", str(error)) from error
+
+    def _open_accounting(self) -> None:
+        self._ledger = open_ledger(self._settings.accounting, self._source, self._loop)
+        self._account = self._ledger.write if self._ledger is not None else None
+        if self._ledger is not None:
+            self._ledger.on_change(lambda healthy, reason: self.bus.publish(AccountingChanged(healthy, reason)))
+            self.bus.subscribe(RegistrationChanged, self._ledger.write_registration)
 
     def _storage_changed(self, healthy: bool, reason: str) -> None:
         if healthy:
@@ -218,6 +228,7 @@ class Server:
             clock=self._loop.time,
             random=self._random,
             soon=self._loop.call_soon,
+            account=self._account,
             courtesies=self._courtesies,
             trusted=trusted,
         )
@@ -268,6 +279,7 @@ class Server:
             publish=self.bus.publish,
             permits=build_permission(settings.msrp.users),
             lockout=self._lockout,
+            account=build_accounts(settings, self._account),
         )
 
     def _dial_msrp(
@@ -336,6 +348,8 @@ class Server:
     def _keep_house(self) -> None:
         """Look every few seconds at what nobody tells us about: certificate files, memory that is not used any more."""
         self._tls.reload_if_changed()
+        if self._sip.core.calls is not None:
+            self._sip.core.calls.expire(self._loop.time())
         ends = self.table.ends
         if ends - self._ends_seen >= _MANY_ENDS:
             self._ends_seen = ends
@@ -350,6 +364,7 @@ class Server:
         self._collector = EdgeCollector(
             self.bus, self.table, self._storage, self._lag, core=self._sip.core, relay=self._relay,
             commits=lambda: self._storage.commits, hooks=self._dispatcher.counts, missed=lambda: stream.missed,
+            accounting=self._ledger,
         )  # fmt: skip
         self._collector.reload_timestamp = time.time()
         registry = build_registry(self._collector)
@@ -414,6 +429,8 @@ class Server:
             return
         self._collector.reload_successful = True
         self._dispatcher.replace(hooks)
+        if self._ledger is not None:
+            self._ledger.flush()  # into a new file, where the old one was moved away
         self.table.reconfigure(settings.limits)
         if settings.outbound.token_key_bytes:
             self._flows.replace_keys(TokenKeys(settings.outbound.token_key_bytes))
@@ -439,6 +456,10 @@ class Server:
         self.table.stop()
         if self._ticker is not None:
             self._ticker.cancel()
+        if self._sip.core.calls is not None:
+            self._sip.core.calls.close(self._loop.time())
+        if self._ledger is not None:
+            await self._loop.run_in_executor(None, self._ledger.close)
         await self._loop.run_in_executor(None, self._storage.close)
         log.info("stopped")
 

@@ -258,10 +258,20 @@ class Hook(Section, frozen=True):
         return f"Hook(name={self.name!r}, events={self.events!r}, secret={'***' if self.secret else ''!r})"
 
 
+RecordKind = Literal["call", "answer", "registration", "session", "message"]
+
+
 class Accounting(Section, frozen=True):
-    """Where accounting records go."""
+    """Where accounting records go, and which."""
 
     url: str = ""
+    records: tuple[RecordKind, ...] = ("call", "registration", "session")
+    interval: Wait = 1.0
+    queue: Count = 100000
+    rotate_size: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 104857600
+    keep: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 10
+    calls: Count = 100000
+    call_limit: Annotated[float, msgspec.Meta(gt=0, le=2_592_000)] = 43200.0
 
 
 class Admin(Section, frozen=True):

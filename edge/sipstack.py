@@ -18,6 +18,7 @@ from edge.rates import SourceBlocks, SourceRate
 from edge.sip.access import Access
 from edge.sip.addresses import Addresses
 from edge.sip.answers import ToTags
+from edge.sip.calls import CallTable
 from edge.sip.core import Reach, SipCore
 from edge.sip.devices import Devices
 from edge.sip.edging import Edging
@@ -53,6 +54,7 @@ class World:
     clock: Callable[[], float]
     random: Callable[[int], bytes]
     soon: Callable[[Callable[[], None]], object]
+    account: Callable[[str, tuple[object, ...]], None] | None = None
     courtesies: SourceRate | None = None
     trusted: Callable[[str], bool] = lambda source: False
 
@@ -105,6 +107,7 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         courtesies=world.courtesies,
         edging=edging,
         trusted_edge=trusted_edge,
+        calls=_build_calls(settings, world),
     )
     framing = _build_framing(settings, world, core)
     return SipStack(core, framing, location, registration, keeper, addresses)
@@ -221,6 +224,13 @@ def _build_framing(settings: Settings, world: World, core: SipCore) -> SipFramin
 def _session_timers(settings: Settings) -> SessionTimers | None:
     sip = settings.sip
     return SessionTimers(sip.session_expires, sip.min_session_expires) if sip.session_expires else None
+
+
+def _build_calls(settings: Settings, world: World) -> CallTable | None:
+    accounting = settings.accounting
+    if world.account is None or not {"call", "answer"} & set(accounting.records):
+        return None
+    return CallTable(world.account, accounting.calls, accounting.call_limit)
 
 
 def _message_limits(settings: Settings) -> MessageLimits:

@@ -10,6 +10,7 @@ from edge.connections import Address, Connection, Handler, Transport
 from edge.datagram import DatagramHandler
 from edge.demux import Protocol
 from edge.listener import HandlerFactory, ListenerRules
+from edge.msrp.accounts import Accounts
 from edge.msrp.relay import Relay, RelaySettings
 from edge.networks import NetworkSet
 from edge.refusal import MsrpRefusal, SipDatagramRefusal, SipRefusal
@@ -112,6 +113,14 @@ def build_relay_settings(settings: Settings, names: Iterable[Address]) -> RelayS
         connects_per_second=msrp.connects_per_second,
         auth_failures=settings.limits.auth_failures,
     )
+
+
+def build_accounts(settings: Settings, write: Callable[[str, tuple[object, ...]], None] | None) -> Accounts | None:
+    """Make what the relay tells accounting by; None where nobody wants to know."""
+    records = settings.accounting.records
+    if write is None or not {"session", "message"} & set(records):
+        return None
+    return Accounts(write, "message" in records)
 
 
 def build_permission(users: tuple[str, ...]) -> Callable[[bytes], bool]:

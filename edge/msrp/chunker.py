@@ -376,7 +376,7 @@ class Outbox:
 
     def _complete(self, stream: OutStream, flag: bytes) -> None:
         """Write down how much the piece has become, unless it was answered before its end."""
-        if stream.transaction_id in self.pending:
+        if stream.transaction_id in self.pending or stream.head.failure_report == b"no":
             self._remember(stream, stream.transaction_id, stream.piece_start, stream.piece, flag)
 
     def _write_whole(self, stream: OutStream) -> None:
@@ -406,6 +406,9 @@ class Outbox:
             position = self.queued if flag else _NO_LIMIT
             entry = (position, stream.route, stream.head.rest, start, length, flag == b"$", stream)
             self.outstanding.add(identifier, entry, self.relay.clock())
+        elif flag and self.relay.account is not None:
+            entry = (0, stream.route, stream.head.rest, start, length, flag == b"$", stream)
+            self.relay.account.settle(entry, 0, self.relay.clock())
 
 
 def _describe_loss(reason: str, connecting: bool) -> tuple[int, bytes]:

@@ -210,7 +210,9 @@ class Forwarder:
         del pending[head.start.transaction_id]
         if isinstance(entry, Forwarded):
             self._return_response(entry, head, now)
-        elif head.start.code != 200:
+        elif self._relay.account is not None:
+            self._relay.account.settle(entry, head.start.code, now)
+        if not isinstance(entry, Forwarded) and head.start.code != 200:
             self._relay.reporter.handle_refusal(entry, head.start.code, clean_comment(head.start.comment), now)
         if source.outbox.feeders:
             source.outbox.pump(now)

@@ -233,6 +233,8 @@ class MsrpHandler(Timed):
             self.outbox.gather((b"MSRP ", identifier, route.answered, identifier, b"$\r\n"), size)
         else:
             stats.unanswered += 1
+            if mode == b"no" and self.relay.account is not None:
+                self.relay.account.settle((0, route, heads, 0, length, _FLAGS[flag], None), 0, now)
         return after + 3
 
     def _confirm(self, identifier: bytes, to_path_line: bytes, now: float) -> bool:
@@ -242,6 +244,8 @@ class MsrpHandler(Timed):
         if not isinstance(entry, tuple) or entry[1].expected != to_path_line:
             return False
         del pending[identifier]
+        if self.relay.account is not None:
+            self.relay.account.settle(entry, 200, now)
         if self.outbox.feeders:
             self.outbox.pump(now)
         return True

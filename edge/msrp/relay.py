@@ -19,6 +19,7 @@ from edge.auth.lockout import Lockout
 from edge.connections import Connection
 from edge.errors import RemoteError
 from edge.events import Event, SessionClosed, SessionOpened
+from edge.msrp.accounts import Accounts
 from edge.msrp.auth import Enrolment, Users
 from edge.msrp.chunker import Outbox
 from edge.msrp.forward import Forwarder
@@ -142,7 +143,8 @@ class Relay:
 
     `random` takes a number of octets and returns that many from a cryptographic source. `clock` is monotonic, `soon`
     calls a function in a later turn of the loop. `publish` takes events, `permits` says whether a user may use this
-    relay. `lockout` counts failed logins and refuses sources with too many.
+    relay. `lockout` counts failed logins and refuses sources with too many;
+    `account` is told of sessions and chunks.
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class Relay:
         publish: Callable[[Event], None],
         permits: Callable[[bytes], bool] = lambda username: True,
         lockout: Lockout | None = None,
+        account: Accounts | None = None,
     ) -> None:
         self.settings = settings
         self.wheel = wheel
@@ -167,6 +170,7 @@ class Relay:
         self.soon = soon
         self.publish = publish
         self.permits = permits
+        self.account = account
         self.identifiers = Identifiers(random)
         self.stats = RelayStats()
         self.table = SessionTable(wheel, self._session_closed)
@@ -253,6 +257,8 @@ class Relay:
         self.publish(SessionOpened(session.name, session.user, session.owner.connection.name))
 
     def _session_closed(self, session: Session, reason: str, now: float) -> None:
+        if self.account is not None:
+            self.account.close(session, reason, now)
         self.publish(SessionClosed(session.name, session.user, session.owner.connection.name, reason))
 
     def handle_lost(self, handler: MsrpHandler, reason: str, now: float) -> None:

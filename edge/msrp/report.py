@@ -157,8 +157,12 @@ class Reporter:
         for entry in entries:
             if isinstance(entry, Forwarded):
                 self._fail_forwarded(entry, b"Downstream timeout")
-            elif _read(entry).failure_report == b"yes":
-                chunks.append(entry)
+            else:
+                failed = _read(entry).failure_report == b"yes"
+                if failed:
+                    chunks.append(entry)
+                if self._relay.account is not None:
+                    self._relay.account.settle(entry, 408 if failed else 0, now)
         self._signal(chunks, 408, b"Downstream timeout", now)
 
     def handle_loss(self, entries: list[Sent | Forwarded], code: int, comment: bytes, now: float) -> None:
@@ -166,6 +170,8 @@ class Reporter:
         for entry in entries:
             if isinstance(entry, Forwarded):
                 self._fail_forwarded(entry, comment)
+            elif self._relay.account is not None:
+                self._relay.account.settle(entry, code, now)
         self._signal([entry for entry in entries if not isinstance(entry, Forwarded)], code, comment, now)
 
     def _fail_forwarded(self, entry: Forwarded, comment: bytes) -> None:
@@ -191,6 +197,9 @@ class Reporter:
 
     def report_rest(self, stream: OutStream, code: int, comment: bytes, now: float) -> None:
         """Octets of a chunk that we took over (200) and could not write."""
+        if stream.size and self._relay.account is not None:
+            entry = (0, stream.route, stream.head.rest, stream.position, stream.size, stream.flag == b"$", stream)
+            self._relay.account.settle(entry, code, now)
         if stream.size and stream.head.failure_report != b"no" and not stream.failed:
             end = stream.position + stream.size - 1
             failure = _Failure(stream.route, stream.head, stream.position, end, stream.flag == b"$")

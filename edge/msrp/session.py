@@ -42,8 +42,21 @@ class Session(Timed):
     """
 
     __slots__ = (
-        "closed", "expires_at", "far", "number", "opened_at", "owner", "owner_path", "refused", "routes",
-        "table", "uri", "user",
+        "chunks",
+        "closed",
+        "expires_at",
+        "far",
+        "name",
+        "number",
+        "octets",
+        "opened_at",
+        "owner",
+        "owner_path",
+        "refused",
+        "routes",
+        "table",
+        "uri",
+        "user",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +67,10 @@ class Session(Timed):
         self.owner = owner
         self.owner_path = owner_path
         self.user = user
+        # The short hash by which logs, events and operators know this session; never the session-id.
+        self.name = sha256(uri.session_id).hexdigest()[:12]
+        self.chunks = 0  # of SENDs that have left, with their octets; counted where there is accounting
+        self.octets = 0
         self.far: list[Far] = []
         self.refused: dict[tuple[bool, bytes], int] = {}
         self.routes: set[Route] = set()
@@ -61,11 +78,6 @@ class Session(Timed):
         self.expires_at = 0.0
         self.closed = False
         self._slot = None
-
-    @property
-    def name(self) -> str:
-        """The short hash by which logs, events and operators know this session; never the session-id."""
-        return sha256(self.uri.session_id).hexdigest()[:12]
 
     def handle_timer(self, now: float) -> None:
         """Its time is over. Requests look at the clock themselves, this only tidies up."""

@@ -15,7 +15,8 @@ All of it is plain calls. What needs an answer from outside (user store, DNS, st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from edge.connections import Connection, Transport
@@ -28,12 +29,13 @@ from edge.sip.addresses import Addresses
 from edge.sip.answering import Answerer, IntervalTooSmall, ReplyFlows, check_proxy_require
 from edge.sip.answers import ToTags, build_trying, options_headers, start_line
 from edge.sip.branch import Group, Opener, Reached, Target, cancel_key
+from edge.sip.calls import CallTable
 from edge.sip.edging import EdgeContext, Edging, RegisterContext
-from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
+from edge.sip.forward import MAX_BREADTH, Draft, fix_top_via, loop_mark, read_routes
 from edge.sip.location import Binding, Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
 from edge.sip.proxy import ProxyContext
-from edge.sip.reading import has_flag, server_key
+from edge.sip.reading import Journey, has_flag, server_key
 from edge.sip.recording import Recorder
 from edge.sip.refresh import Refresh, Repeat
 from edge.sip.registration import Registration
@@ -83,6 +85,7 @@ class SipCore:
         courtesies: SourceRate | None = None,
         edging: Edging | None = None,
         trusted_edge: Callable[[str], bool] | None = None,
+        calls: CallTable | None = None,
     ) -> None:
         self.addresses = addresses
         self.limits = limits
@@ -97,6 +100,7 @@ class SipCore:
         self.stamper = Stamper(addresses, flows, random(6).hex().encode("ascii"))
         self._recorder = Recorder(self.stamper, flows, targets.force, None if edging is not None else trusted_edge)
         self.draining = False
+        self.calls = calls
         self._reach = reach
         self._soon = soon
         self._uris = uris
@@ -294,14 +298,14 @@ class SipCore:
         if message.first[h.PROXY_REQUIRE]:
             check_proxy_require(message)
         if message.method == b"REGISTER" and ours:
-            self._register(connection, message, _Journey(uri, routes, key), now)
+            self._register(connection, message, Journey(uri, routes, key), now)
             return
         if ours and uri.user is None and not routes.values and not routes.popped:
             self._answer_for_ourselves(connection, message, now)
         elif self.access.required(message, routes):
-            self._authenticate(connection, message, _Journey(uri, routes, key), now)
+            self._authenticate(connection, message, Journey(uri, routes, key), now)
         else:
-            self._route(connection, message, _Journey(uri, routes, key), now)
+            self._route(connection, message, Journey(uri, routes, key), now)
 
     def _note_alias(self, connection: Connection, via: h.Via) -> None:
         """A peer known by its certificate lets us use its connection for what goes to it (RFC 5923 §8.2)."""
@@ -322,7 +326,7 @@ class SipCore:
             self.stats.loops += 1
             raise
 
-    def _register(self, connection: Connection, message: Message, journey: _Journey, now: float) -> None:
+    def _register(self, connection: Connection, message: Message, journey: Journey, now: float) -> None:
         if self.draining:
             self._ask_to_retry(connection, message, now)
         elif self._edging is not None:
@@ -341,7 +345,7 @@ class SipCore:
         else:
             self.answer(connection, message, 404, (), now)
 
-    def _authenticate(self, connection: Connection, message: Message, journey: _Journey, now: float) -> None:
+    def _authenticate(self, connection: Connection, message: Message, journey: Journey, now: float) -> None:
         outcome = self.access.check_request(connection, message, self.access.sender(message), True, now)
         if outcome is None:
             self._route(connection, message, journey, now)
@@ -350,7 +354,7 @@ class SipCore:
         elif isinstance(outcome, tuple):
             self.answer(connection, message, outcome[0], outcome[1], now)
 
-    def _ask(self, connection: Connection, message: Message, journey: _Journey, pending: Pending) -> None:
+    def _ask(self, connection: Connection, message: Message, journey: Journey, pending: Pending) -> None:
         """Go on with a request once the user store knows its sender."""
 
         def again(now: float) -> None:
@@ -370,7 +374,7 @@ class SipCore:
 
         self.access.ask(pending, journey.key, again, refused)
 
-    def _route(self, connection: Connection, message: Message, journey: _Journey, now: float) -> None:
+    def _route(self, connection: Connection, message: Message, journey: Journey, now: float) -> None:
         """Find targets and send the request on; the server transaction opens here."""
         transactions = self.transactions
         if len(transactions.servers) >= self._max_transactions:
@@ -415,6 +419,8 @@ class SipCore:
         if self._edging is not None and isinstance(context, RegisterContext):
             context.keep = self._flow_timer if has_flag(message.via.parameters, b"keep") else context.keep
             found.groups[0].append(self._edging.register(context, routes))
+        if self.calls is not None:
+            context.call = self.calls.see_request(connection, message, now)
         context.start(found.groups, now)
 
     def _new_context(
@@ -430,13 +436,15 @@ class SipCore:
         made to flood it.
         """
         if found.unknown_user is None:
-            self.answer(connection, message, found.status, found.extra, now)
-            return
+            self._refuse_call(connection, message, found.status, found.extra)
+        else:
+            self.targets.decide_absent(found.unknown_user, partial(self._refuse_call, connection, message))
 
-        def decided(status: int) -> None:
-            self.answer(connection, message, status, (), self.clock())
-
-        self.targets.decide_absent(found.unknown_user, decided)
+    def _refuse_call(self, connection: Connection, message: Message, status: int, extra: Sequence[bytes] = ()) -> None:
+        now = self.clock()
+        if self.calls is not None:
+            self.calls.refuse(connection, message, status, now)
+        self.answer(connection, message, status, extra, now)
 
     # -- what contexts ask for
 
@@ -484,14 +492,3 @@ class SipCore:
         for client in list(self.transactions.clients.values()):
             if client.connection.id in lost and client.state is State.TRYING:
                 client.fail("connection_lost", now)
-
-
-class _Journey:
-    """What is known of a new request when its targets are looked for."""
-
-    __slots__ = ("key", "routes", "uri")
-
-    def __init__(self, uri: SipUri, routes: Routes, key: bytes) -> None:
-        self.uri = uri
-        self.routes = routes
-        self.key = key

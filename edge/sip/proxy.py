@@ -13,6 +13,7 @@ from __future__ import annotations
 from edge.connections import Connection, Transport
 from edge.sip.answers import build_answer
 from edge.sip.branch import FLOW_FAILED, Branch, Core, Group, Opener, Target
+from edge.sip.calls import Call
 from edge.sip.forward import MAX_BREADTH, NO_ROUTES, Draft, strip_top_via
 from edge.sip.keep import settle
 from edge.sip.message import Message, MessageLimits, split_head
@@ -34,7 +35,7 @@ class ProxyContext:
     """The response context of one request (§16.7). `breadth` is what Max-Breadth allows in all (RFC 5393 §5)."""
 
     __slots__ = (
-        "_declined", "_groups", "_patience_ends", "_reaching", "_refusals", "_waiting", "branches", "breadth",
+        "_declined", "_groups", "_patience_ends", "_reaching", "_refusals", "_waiting", "branches", "breadth", "call",
         "cancelled", "core", "draft", "final_sent", "keep", "mark", "message", "path", "record", "server", "session",
         "source", "source_token", "tried",
     )  # fmt: skip
@@ -52,6 +53,7 @@ class ProxyContext:
         self.path = b""  # the token our Path carries, b"" for no Path
         self.mark = b""
         self.breadth = MAX_BREADTH
+        self.call: Call | None = None
         self.keep = 0  # seconds to answer a `keep` of the caller with; below 0, others may not (RFC 6223 §4.4)
         self.session = 0  # seconds for a 2xx without Session-Expires (RFC 4028 §8.2)
         self.branches: list[Branch] = []
@@ -158,7 +160,7 @@ class ProxyContext:
         """A final answer: pass it up, try the next flow, follow it elsewhere, or keep it for the choice."""
         status = message.status
         if status < 300:
-            self._handle_success(message, now)
+            self._handle_success(branch, message, now)
         elif status == FLOW_FAILED:
             self.handle_flow_failure(branch, status, now)
         elif status == 408 and branch.group and not branch.rang and not self.closed:
@@ -172,7 +174,9 @@ class ProxyContext:
                 self.cancel_branches([], now)
             self._go_on(branch.breadth, now)
 
-    def _handle_success(self, message: Message, now: float) -> None:
+    def _handle_success(self, branch: Branch, message: Message, now: float) -> None:
+        if self.call is not None:
+            self.call.establish(branch.client.connection, message, now)
         if self.session:
             SessionTimers.complete(message, self.session)
         if not self.final_sent:
@@ -182,7 +186,7 @@ class ProxyContext:
                 self.cancel_branches([ELSEWHERE], now)
         elif self.server.invite:
             self.forward(message, now)
-        self._settle()
+        self._settle(now)
 
     def _follow(self, branch: Branch, message: Message, now: float) -> bool:
         """Try where a 3xx points to, where we are to (§16.7 step 4); what we do not try of it stays for the choice."""
@@ -244,7 +248,7 @@ class ProxyContext:
         if not self.final_sent:
             self.final_sent = True
             self._send_best(now)
-        self._settle()
+        self._settle(now)
 
     def _is_pending(self) -> bool:
         for branch in self.branches:  # noqa: SIM110 - no generator for what is nearly always one branch
@@ -273,10 +277,13 @@ class ProxyContext:
         tag = self.core.tag_for(self.message)
         self.server.respond(status, build_answer(self.message, status, tag, extra, reason), now)
 
-    def _settle(self) -> None:
+    def _settle(self, now: float) -> None:
         """Let go of everything once a final answer has gone up and nothing is pending; only late 2xx still pass."""
         if self._reaching or self._is_pending():
             return
+        if self.call is not None:
+            self.call.settle(self.server.status, self.cancelled, now)
+            self.call = None
         self.message = _OVER_MESSAGE
         self.draft = _OVER_DRAFT
         self.branches = []

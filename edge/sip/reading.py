@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from edge.errors import RemoteError
 from edge.sip import headers as h
+from edge.sip.forward import Routes
 from edge.sip.grammar import split_outside
 from edge.sip.message import Message
-from edge.sip.uri import parse_uri
+from edge.sip.uri import SipUri, parse_uri
 
 
 def server_key(message: Message, method: bytes) -> bytes:
@@ -33,3 +34,14 @@ def contact_has_ob(message: Message) -> bool:
 def has_flag(parameters: bytes, name: bytes) -> bool:
     """Whether a parameter of a Via is there without a value; `name` in lower case."""
     return any(piece.lower() == name for piece in split_outside(parameters, b";"))
+
+
+class Journey:
+    """What is known of a new request when its targets are looked for."""
+
+    __slots__ = ("key", "routes", "uri")
+
+    def __init__(self, uri: SipUri, routes: Routes, key: bytes) -> None:
+        self.uri = uri
+        self.routes = routes
+        self.key = key

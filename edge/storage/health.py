@@ -31,6 +31,10 @@ class Health:
         """Seconds until the next attempt may be made; 0 when it may be made now."""
         return 0.0 if self.healthy else max(0.0, self._retry_at - time.monotonic())
 
+    def give_up_waiting(self) -> None:
+        """Let the next attempt be made now, because it is the last one."""
+        self._retry_at = 0.0
+
     def failed(self, reason: str) -> None:
         """Note a failure; each one in a row doubles the pause."""
         was_healthy = self.healthy

@@ -145,6 +145,15 @@ def build_upsert(dialect: str, table: Table, keys: list[str], values: list[str])
     return theirs.on_conflict_do_update(index_elements=keys, set_={name: theirs.excluded[name] for name in values})
 
 
+def open_engine(url: str) -> Engine:
+    """Make the engine of a database for others' tables, without connecting.
+
+    Raises:
+        UnusableUrlError: nothing can ever be reached with this URL.
+    """
+    return _create_engine(url, durable=True)
+
+
 class Database:
     """An opened database with its tables in place.
 

@@ -1,4 +1,4 @@
-"""A thread with a mailbox and a database, which tells the event loop what became of each piece of work."""
+"""A thread with a mailbox, which tells the event loop what became of each piece of work."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -15,15 +15,12 @@ T = TypeVar("T")
 QUEUE_LIMIT = 20_000
 
 
-class DatabaseThread(ABC, Generic[T]):
+class Worker(ABC, Generic[T]):
     """Takes work in batches from its mailbox until it is closed; a subclass says what to do with a batch."""
 
-    def __init__(
-        self, name: str, database: Database, loop: asyncio.AbstractEventLoop, limit: int, gather_s: float
-    ) -> None:
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, limit: int, gather_s: float) -> None:
         self.health = Health(name, self._tell)
         self.on_change: Callable[[], None] = lambda: None
-        self._database = database
         self._mailbox: Mailbox[T] = Mailbox(limit)
         self._courier = Courier(loop)
         self._gather_s = gather_s
@@ -64,3 +61,13 @@ class DatabaseThread(ABC, Generic[T]):
 
     def _finish(self) -> None:
         """Do what is left when the mailbox is closed and empty."""
+
+
+class DatabaseThread(Worker[T]):
+    """A worker that has a database of its own."""
+
+    def __init__(
+        self, name: str, database: Database, loop: asyncio.AbstractEventLoop, limit: int, gather_s: float
+    ) -> None:
+        self._database = database
+        super().__init__(name, loop, limit, gather_s)

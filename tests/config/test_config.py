@@ -214,7 +214,19 @@ REFUSED = [
     ("[admin]\ntoken = 'env:EDGE_TEST_UNSET'", 'admin.token: environment variable "EDGE_TEST_UNSET" is not set'),
     ("[policy]\nmodule = 'a:B'", "policy.module: not available in this version; remove it"),
     ("[[hooks]]\nevents = ['flow.failed']", "hooks[0]: one of exec, url and call is needed, and no two of them"),
-    ("[accounting]\nurl = 'file:a.jsonl'", "accounting.url: not available in this version; remove it"),
+    (
+        "[accounting]\nurl = 'a.jsonl'",
+        'accounting.url: expected "file:NAME", or an sqlite://, postgresql:// or mysql:// URL',
+    ),
+    (
+        "[accounting]\nurl = 'file:'",
+        'accounting.url: expected "file:NAME", or an sqlite://, postgresql:// or mysql:// URL',
+    ),
+    ("[accounting]\nurl = 'file:a'\nrecords = []", "accounting.records: empty: nothing would be written"),
+    (
+        "[accounting]\nrecords = ['calls']",
+        'accounting.records[0]: "calls" is not one of call, answer, registration, session, message',
+    ),
     ("[storage]\nlocation = 'redis://x'", "storage.location: not available in this version; remove it"),
     ("sip = 1", "sip: expected a table, got a whole number"),
 ]

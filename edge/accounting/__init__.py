@@ -1,0 +1,1 @@
+"""Records of calls, registrations, MSRP sessions and messages, in a file or in an SQL table."""
