@@ -135,6 +135,8 @@ def _check_routing(settings: Settings) -> Iterator[tuple[str, str]]:
         if not re.fullmatch(r"[^@\s]+@[^@\s]+", user):
             yield f"sip.third_party[{index}]", f'expected "user@domain", got "{user}"'
     yield from _check_networks(settings.sip.trusted_edges, "sip.trusted_edges")
+    yield from _check_networks(settings.sip.trusted_core, "sip.trusted_core")
+    yield from _check_networks(tuple(settings.outbound.force_sources), "outbound.force_sources")
     yield from _check_networks(settings.sip.allow_targets, "sip.allow_targets")
     for index, text in enumerate(settings.sip.nameservers):
         if problem := _nameserver_problem(text):

@@ -44,6 +44,7 @@ class Listen(Section, frozen=True):
     transports: tuple[TransportName, ...] = ("udp", "tcp", "tls", "ws", "wss")
     protocols: tuple[ProtocolName, ...] = ("sip", "msrp")
     proxy_protocol: tuple[str, ...] = ()
+    force: Literal["", "off", "streams", "all", "never"] = ""
 
     @property
     def host(self) -> str:
@@ -107,6 +108,7 @@ class Sip(Section, frozen=True):
 
     next_hop: str = ""
     trusted_edges: tuple[str, ...] = ()
+    trusted_core: tuple[str, ...] = ()
     min_expires: Expires = 60
     max_expires: Expires = 3600
     default_expires: Expires = 3600
@@ -131,12 +133,19 @@ class Sip(Section, frozen=True):
         return parse_networks(self.trusted_edges)
 
 
+ForceMode = Literal["off", "streams", "all", "never"]
+
+
 class Outbound(Section, frozen=True):
     """Flows (RFC 5626)."""
 
     flow_timer: Annotated[int, msgspec.Meta(ge=1, le=86400)] = 120
     token_keys: tuple[str, ...] = ()
-    force: Literal["off", "streams", "all"] = "streams"
+    force: ForceMode = "streams"
+    force_sources: dict[str, ForceMode] = msgspec.field(default_factory=dict)
+    path_double: bool = False
+    path_always: bool = False
+    without_path: Literal["add", "reject"] = "add"
     required: bool = False
     ob_position: Literal["last", "first", "any"] = "last"
     lenient: bool = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edge.auth.authenticator import Authenticator
 from edge.auth.credentials import Credential, CredentialCache
 from edge.auth.lockout import Lockout
-from edge.config import Settings
+from edge.config import Settings, parse_networks
 from edge.events import ConnectionRefused, EventBus
 from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
@@ -21,7 +21,7 @@ from edge.sip.answers import ToTags
 from edge.sip.calls import CallTable
 from edge.sip.core import Reach, SipCore
 from edge.sip.devices import Devices
-from edge.sip.edging import Edging
+from edge.sip.edging import EdgeSettings, Edging
 from edge.sip.framing import SipFraming
 from edge.sip.keeper import BindingKeeper
 from edge.sip.location import Location
@@ -82,8 +82,9 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
     tags = ToTags(world.random(16))
     trusted_edge = NetworkSet(settings.sip.trusted_edge_networks).contains
     registration = _build_registration(settings, world, addresses, location, access, uris, keeper, tags, trusted_edge)
-    edging = _build_edging(settings, world, addresses, uris)
-    targets = _build_targets(settings, world, addresses, location, uris, edging)
+    force = _build_force(settings)
+    edging = _build_edging(settings, world, addresses, uris, force)
+    targets = _build_targets(settings, world, addresses, location, uris, force, edging)
     core = SipCore(
         addresses=addresses,
         limits=_message_limits(settings),
@@ -130,9 +131,14 @@ def _build_access(settings: Settings, world: World, addresses: Addresses, uris: 
 
 
 def _build_targets(
-    settings: Settings, world: World, addresses: Addresses, location: Location, uris: UriCache, edging: Edging | None
+    settings: Settings,
+    world: World,
+    addresses: Addresses,
+    location: Location,
+    uris: UriCache,
+    force: Force,
+    edging: Edging | None,
 ) -> TargetFinder:
-    force = Force(settings.outbound.force)
     order, branches = settings.outbound.flow_order, settings.limits.branches
     return TargetFinder(
         addresses,
@@ -146,18 +152,28 @@ def _build_targets(
     )
 
 
-def _build_edging(settings: Settings, world: World, addresses: Addresses, uris: UriCache) -> Edging | None:
+def _build_force(settings: Settings) -> Force:
+    outbound = settings.outbound
+    sources = [(parse_networks((text,))[0], mode) for text, mode in outbound.force_sources.items()]
+    return Force(outbound.force, [listen.force for listen in settings.listen], sources)
+
+
+def _build_edging(
+    settings: Settings, world: World, addresses: Addresses, uris: UriCache, force: Force
+) -> Edging | None:
     if settings.role != "edge":
         return None
     outbound = settings.outbound
-    return Edging(
-        addresses,
-        world.flows,
-        uris,
+    chosen = EdgeSettings(
         next_hop=settings.sip.next_hop.encode("ascii"),
-        force=outbound.force,
         flow_timer=outbound.flow_timer,
+        path_double=outbound.path_double,
+        path_always=outbound.path_always,
+        without_path=outbound.without_path,
+        flows=settings.limits.bindings,
     )
+    trusted_core = NetworkSet(parse_networks(settings.sip.trusted_core))
+    return Edging(addresses, world.flows, uris, force, chosen, trusted_core)
 
 
 def _build_registration(

@@ -30,6 +30,7 @@ from edge.timers import Timed, TimerWheel
 
 _POLL_S = 2.0  # how soon after its first octet a silent flow is told to have recovered
 _REMEMBERED = 2048
+_SMALL_REG_IDS = 8
 _MAX_ELDERS = 16  # old tokens that still lead to one flow, for clients that reconnect all the time
 
 Key = tuple[bytes, bytes, int]
@@ -330,6 +331,36 @@ class FlowTable:
         registration = _find(flow, (aor, instance, reg_id)) if flow is not None else None
         if registration is not None:
             self._end_registration(registration)
+
+    def unregister_all(self, aor: bytes) -> None:
+        """All bindings of an AOR were removed at once (`Contact: *`), whatever flows they were on; a rare request."""
+        gone = [one for flow in self._flows.values() for one in flow.registrations if one.key[0] == aor]
+        gone += [one for one in self._index.values() if one.key[0] == aor and one.flow.connection is None]
+        for registration in gone:
+            self._end_registration(registration)
+
+    def knows(self, connection: Connection) -> bool:
+        """Whether a connection is a flow already."""
+        return connection.id in self._flows
+
+    def stream_beside(self, connection: Connection, now: float) -> Connection | None:
+        """Return a live stream of an instance that is registered over the UDP flow `connection`, None without one.
+
+        Reg-ids are small numbers (RFC 5626 §4.2.1): beyond the first eight nobody looks.
+        """
+        flow = self._flows.get(connection.id)
+        for registration in flow.registrations if flow is not None else ():
+            aor, instance, own = registration.key
+            for reg_id in range(1, _SMALL_REG_IDS + 1) if own else ():
+                other = self._index.get((aor, instance, reg_id))
+                found = other.flow.connection if other is not None else None
+                if (
+                    found is not None
+                    and found.transport is not Transport.UDP
+                    and self.state_of(found, now) < FlowState.DEAD
+                ):
+                    return found
+        return None
 
     def _flow(self, connection: Connection) -> Flow:
         flow = self._flows.get(connection.id)

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edge.connections import Connection, Transport
 from edge.errors import RemoteError
+from edge.networks import Network, NetworkSet
 from edge.sip import headers as h
 from edge.sip.grammar import split_list, unfold
 from edge.sip.message import Message
 
 
 class Force:
-    """Whether clients get tokens unasked. The one place of this decision: `mode` is that of `outbound.force`."""
+    """Whether clients get tokens unasked: the one place of this decision, for Path and Record-Route alike.
 
-    __slots__ = ("_transports",)
+    A mode is that of `outbound.force`: "off", "streams", "all", or "never", which leaves tokens out even where a client
+    asks. `listeners` has one for each listener by number, "" for `mode`; `sources` for networks, the narrowest decides.
+    A source goes before its listener.
+    """
 
-    def __init__(self, mode: str) -> None:
-        chosen = {"off": (), "streams": tuple(t for t in Transport if t.reliable), "all": tuple(Transport)}[mode]
-        self._transports: frozenset[Transport] = frozenset(chosen)
+    __slots__ = ("_listeners", "_mode", "_sources")
+
+    def __init__(self, mode: str, listeners: Iterable[str] = (), sources: Iterable[tuple[Network, str]] = ()) -> None:
+        self._mode = mode
+        self._listeners = tuple(given or mode for given in listeners)
+        if all(given == mode for given in self._listeners):
+            self._listeners = ()
+        narrowest_first = sorted(sources, key=lambda rule: -rule[0].prefixlen)
+        self._sources = [(NetworkSet([network]), given) for network, given in narrowest_first]
 
     def applies(self, connection: Connection) -> bool:
         """Whether a client on this connection gets a token although nothing in its request asks for one."""
-        return connection.transport in self._transports
+        mode = self._mode_of(connection)
+        return mode == "all" or (mode == "streams" and connection.transport is not Transport.UDP)
+
+    def grants(self, connection: Connection, asked: bool) -> bool:
+        """Whether a client on this connection gets a token; `asked` says whether its request asks for one."""
+        return (asked and self._mode_of(connection) != "never") or self.applies(connection)
+
+    def _mode_of(self, connection: Connection) -> str:
+        for networks, mode in self._sources:
+            if networks.contains(connection.remote[0]):
+                return mode
+        listener = connection.listener
+        if self._listeners and listener is not None and listener.index < len(self._listeners):
+            return self._listeners[listener.index]
+        return self._mode
 
 
 def read_contacts(message: Message) -> list[h.NameAddr]:
@@ -44,6 +70,11 @@ def wants_token(contacts: list[h.NameAddr]) -> bool:
         contact.parameter(b"reg-id") is not None or contact.parameter(b"+sip.instance") is not None
         for contact in contacts
     )
+
+
+def clears_all(message: Message) -> bool:
+    """Whether a REGISTER takes all bindings of its AOR away: `Contact: *` (RFC 3261 §10.2.2)."""
+    return (message.value(h.CONTACT) or b"").strip() == b"*"
 
 
 def set_flow_timer(message: Message, seconds: int) -> None:

@@ -37,7 +37,8 @@ class Target:
     """
 
     __slots__ = (
-        "binding", "connection", "cseq", "gone", "locate", "q", "refreshed_at", "routes", "strict", "token", "uri",
+        "binding", "connection", "cseq", "gone", "locate", "q", "refreshed_at", "routes", "sips", "strict", "token",
+        "uri",
     )  # fmt: skip
 
     def __init__(self, uri: bytes, connection: Connection | None = None, locate: SipUri | None = None) -> None:
@@ -50,6 +51,7 @@ class Target:
         self.refreshed_at = 0.0
         self.cseq = 0
         self.gone = False  # a flow of ours that is known to have ended
+        self.sips = False  # the topmost Route is sips (RFC 3261 §16.6 step 4)
         self.strict = b""
         self.q = 1000
 
@@ -122,7 +124,7 @@ class Branch:
             self.target.uri,
             core.stamper.via_line(connection, branch),
             record_routes=core.record_routes(context, self.target, connection) if context.record else _NO_VALUES,
-            path=core.stamper.path_value(connection, context.path) if context.path else b"",
+            path=context.path_towards(connection),
             routes=self.target.routes,
             strict=self.target.strict,
             breadth=self.breadth,

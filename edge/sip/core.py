@@ -24,26 +24,26 @@ from edge.errors import RemoteError
 from edge.outbound.flows import FlowState, FlowTable
 from edge.rates import SourceRate
 from edge.sip import headers as h
-from edge.sip.access import THIRD_PARTY, Access, Grant, Pending, Refusal
+from edge.sip.access import Access, Pending
 from edge.sip.addresses import Addresses
+from edge.sip.again import Again
 from edge.sip.answering import Answerer, IntervalTooSmall, ReplyFlows, check_proxy_require
-from edge.sip.answers import ToTags, build_trying, options_headers, start_line
+from edge.sip.answers import ToTags, build_trying, options_headers
 from edge.sip.branch import Group, Opener, Reached, Target, cancel_key
 from edge.sip.calls import CallTable
-from edge.sip.edging import EdgeContext, Edging, RegisterContext
-from edge.sip.forward import MAX_BREADTH, Draft, fix_top_via, loop_mark, read_routes
-from edge.sip.location import Binding, Location
+from edge.sip.edging import Edging, Passage
+from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
+from edge.sip.location import Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
 from edge.sip.proxy import ProxyContext
 from edge.sip.reading import Journey, has_flag, server_key
 from edge.sip.recording import Recorder
-from edge.sip.refresh import Refresh, Repeat
 from edge.sip.registration import Registration
 from edge.sip.repair import repair_uri
 from edge.sip.sessiontimer import REFRESHES, SessionTimers
 from edge.sip.stamping import Stamper
 from edge.sip.targets import Found, TargetFinder
-from edge.sip.transaction import ServerTransaction, State, Transactions
+from edge.sip.transaction import State, Transactions
 from edge.sip.uri import SipUri, UriCache
 
 
@@ -116,6 +116,7 @@ class SipCore:
         self.count_answer = self._answers.count
         self.tag_for = self._answers.tag_for
         self._lost: set[int] = set()
+        self._again = Again(registration, access, location, transactions, self.stats, limits.header_line)
 
     # -- in
 
@@ -139,43 +140,7 @@ class SipCore:
 
     def receive_refresh(self, connection: Connection, data: bytes, now: float) -> bool:
         """Take a REGISTER that is the one before once more; False when it has to be read like any other."""
-        refresh = self.registration.refreshes.find(connection)
-        repeat = refresh.recognise(connection, data) if refresh is not None else None
-        if refresh is None or repeat is None or self.draining or not self._is_alone(refresh.binding):
-            return False
-        transactions = self.transactions
-        key = repeat.branch + refresh.key
-        if key in transactions.finals or key in transactions.servers or len(data) > self.limits.header_line:
-            return False
-        refusal = self._check_refresh(connection, refresh, repeat, now) if self.access.enabled else None
-        if refusal is None:
-            refresh.renew(repeat.cseq, now)
-            status, answer = 200, refresh.write_ok(repeat, self.registration.date_line())
-        elif isinstance(refusal, tuple):
-            status, answer = refusal[0], refresh.write(start_line(refusal[0]), repeat, refusal[1])
-        else:
-            return False
-        self.stats.count_request(b"REGISTER")
-        self.stats.answers[status // 100] += 1
-        if connection.transport is Transport.UDP and status != 401:
-            transactions.remember_final(key, answer, now)
-        connection.send(answer)
-        return True
-
-    def _check_refresh(
-        self, connection: Connection, refresh: Refresh, repeat: Repeat, now: float
-    ) -> Refusal | Pending | Grant | None:
-        """Judge its credentials; nothing is used up where somebody else may be registering."""
-        row, aor = repeat.authorization, refresh.binding.aor
-        if row is not None and self.access.may_be_third_party(row):
-            return THIRD_PARTY
-        rows = () if row is None else (row,)
-        dialogue = refresh.call_id, repeat.cseq
-        return self.access.check(connection, rows, b"REGISTER", refresh.uri, aor, False, now, dialogue)
-
-    def _is_alone(self, binding: Binding) -> bool:
-        bindings = self.location.bindings(binding.aor)
-        return len(bindings) == 1 and bindings[0] is binding
+        return not self.draining and self._again.receive(connection, data, now)
 
     def _receive_response(self, message: Message, now: float) -> bool:
         try:
@@ -327,7 +292,7 @@ class SipCore:
             raise
 
     def _register(self, connection: Connection, message: Message, journey: Journey, now: float) -> None:
-        if self.draining:
+        if self.draining or (self._edging is not None and self._edging.is_full(connection)):
             self._ask_to_retry(connection, message, now)
         elif self._edging is not None:
             self._route(connection, message, journey, now)
@@ -387,8 +352,12 @@ class SipCore:
             breadth = min(MAX_BREADTH, h.parse_delta(message.value(h.MAX_BREADTH) or b"", MAX_BREADTH))
             if not breadth:
                 raise RemoteError(440, "max_breadth")
-        register = message.method == b"REGISTER" and self._edging is not None
-        found = Found([[]]) if register else self.targets.find(connection, message, journey.uri, routes, now)
+        passage = None
+        if self._edging is not None and message.method == b"REGISTER":
+            passage = self._edging.plan(connection, message, routes, now)
+            found = Found([[passage.target]])
+        else:
+            found = self.targets.find(connection, message, journey.uri, routes, now)
         if not found.groups:
             self._answer_absent(connection, message, found, now)
             return
@@ -403,31 +372,33 @@ class SipCore:
             server.respond(100, build_trying(message), now)
         else:
             server.start_trying_timer(message, now)
-        context = self._new_context(server, message, Draft(message, routes), connection, register)
+        if self._edging is None:
+            context = ProxyContext(self, server, message, Draft(message, routes), connection)
+        else:
+            context = self._edging.new_context(self, server, message, Draft(message, routes), connection, passage)
         context.mark = loop_mark(message.uri, routes)
         context.breadth = breadth
         context.session = session
         if b"keep" in message.via.parameters.lower():
             context.keep = -1
-        if self.stamper.records(message):
-            context.record = True
-            if context.keep and has_flag(message.via.parameters, b"keep"):
-                context.keep = self._flow_timer
-            downward = self._edging is not None and found.groups[0][0].token is not None  # from the core to a client
-            if not downward:
-                context.source_token = self._recorder.source_token(connection, message, routes)
-        if self._edging is not None and isinstance(context, RegisterContext):
-            context.keep = self._flow_timer if has_flag(message.via.parameters, b"keep") else context.keep
-            found.groups[0].append(self._edging.register(context, routes))
+        self._mark(context, connection, routes, found, passage)
         if self.calls is not None:
             context.call = self.calls.see_request(connection, message, now)
         context.start(found.groups, now)
 
-    def _new_context(
-        self, server: ServerTransaction, message: Message, draft: Draft, connection: Connection, register: bool
-    ) -> ProxyContext:
-        kind = ProxyContext if self._edging is None else RegisterContext if register else EdgeContext
-        return kind(self, server, message, draft, connection)
+    def _mark(
+        self, context: ProxyContext, connection: Connection, routes: Routes, found: Found, passage: Passage | None
+    ) -> None:
+        """Note whether a request is recorded, with which token, and whether its sender learns how to keep alive."""
+        message = context.message
+        if self.stamper.records(message):
+            context.record = True
+            if context.keep and has_flag(message.via.parameters, b"keep"):
+                context.keep = self._flow_timer
+            if self._edging is None or found.groups[0][0].token is None:  # else from the core to a client
+                context.source_token = self._recorder.source_token(connection, message, routes)
+        elif passage is not None and context.keep and has_flag(message.via.parameters, b"keep"):
+            context.keep = self._flow_timer
 
     def _answer_absent(self, connection: Connection, message: Message, found: Found, now: float) -> None:
         """Answer for somebody who cannot be reached, once for each request and without a transaction (RFC 3261 §8.2.7).
@@ -455,7 +426,7 @@ class SipCore:
 
     def record_routes(self, context: ProxyContext, target: Target, connection: Connection) -> list[bytes]:
         """Return the Record-Route values for a branch of a request that gets them, top first."""
-        secure = context.message.uri[:5].lower() == b"sips:"
+        secure = target.sips or context.message.uri[:5].lower() == b"sips:"
         return self._recorder.values(context.source, context.source_token, target, connection, secure)
 
     def flow_failed(self, target: Target, now: float) -> None:

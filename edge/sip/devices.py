@@ -103,7 +103,7 @@ class Devices:
         for position, value in enumerate(path):
             uri = self._uris.parse(h.parse_name_addr(value).uri)
             if not is_own(uri, self._addresses.own):
-                target.routes, target.locate = path[position:], uri
+                target.routes, target.locate, target.sips = path[position:], uri, uri.secure
                 return
             found = self._flows.resolve(uri.user, now) if uri.user is not None else FlowFault.NOT_A_TOKEN
             if isinstance(found, Connection):

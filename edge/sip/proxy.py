@@ -36,7 +36,7 @@ class ProxyContext:
 
     __slots__ = (
         "_declined", "_groups", "_patience_ends", "_reaching", "_refusals", "_waiting", "branches", "breadth", "call",
-        "cancelled", "core", "draft", "final_sent", "keep", "mark", "message", "path", "record", "server", "session",
+        "cancelled", "core", "draft", "final_sent", "keep", "mark", "message", "record", "server", "session",
         "source", "source_token", "tried",
     )  # fmt: skip
 
@@ -50,7 +50,6 @@ class ProxyContext:
         self.source = source
         self.source_token: bytes | None = None
         self.record = False
-        self.path = b""  # the token our Path carries, b"" for no Path
         self.mark = b""
         self.breadth = MAX_BREADTH
         self.call: Call | None = None
@@ -143,6 +142,10 @@ class ProxyContext:
     def _send(self, branch: Branch, connection: Connection, now: float) -> None:
         self.branches.append(branch)
         branch.send(connection, now)
+
+    def path_towards(self, connection: Connection) -> bytes:
+        """Return the Path value to add to a request that leaves by `connection`, b"" for none."""
+        return b""
 
     # -- answers from the branches
 

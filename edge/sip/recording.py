@@ -33,7 +33,7 @@ class Recorder:
 
         A connection of an edge in front of us is none: the client's flow is there, and that edge recorded it.
         """
-        if not (self._force.applies(connection) or routes.ob or contact_has_ob(message)):
+        if not self._force.grants(connection, routes.ob or contact_has_ob(message)):
             return None
         if (message.repeats or b"," in message.texts[h.VIA]) and self._is_between_servers(connection, message):
             return None

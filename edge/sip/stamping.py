@@ -111,7 +111,7 @@ class Stamper:
 
         One for each side that is a flow; both where the sides differ in transport or listener.
         """
-        differs = source.transport is not onward.transport or source.listener is not onward.listener
+        differs = _differ(source, onward)
         values: list[bytes] = []
         if onward_token is not None or differs:
             values.append(self.route_value(onward, onward_token, secure))
@@ -119,10 +119,17 @@ class Stamper:
             values.append(self.route_value(source, source_token, secure))
         return values
 
-    def path_value(self, connection: Connection, token: bytes) -> bytes:
-        """Write our Path value for a REGISTER that leaves by `connection`: token and `;ob` (RFC 5626 §5.1)."""
-        transport = ROUTE_TRANSPORT[connection.transport]
-        return b"<sip:%b@%b%b;lr;ob>" % (token, self._addresses.facing(connection), transport)
+    def path_value(self, onward: Connection, token: bytes, ob: bool, source: Connection | None = None) -> bytes:
+        """Write our Path for a REGISTER that leaves by `onward`, `;ob` for a client's flow (RFC 5626 §5.1).
+
+        With `source`, where it differs from `onward`, two values: the side of the registrar, and that of the client
+        with the token below (RFC 3608 §6.2).
+        """
+        mark = b";ob>" if ob else b">"
+        if source is None or not _differ(source, onward):
+            return self.route_value(onward, token, False)[:-1] + mark
+        below = self.route_value(source, token, False)[:-1] + mark
+        return self.route_value(onward, None, False) + b", " + below
 
     def route_value(self, connection: Connection, token: bytes | None, secure: bool) -> bytes:
         """Write one Route value that leads back to us, and on to a flow with a token."""
@@ -131,3 +138,8 @@ class Stamper:
             return b"<sips:%b%b;lr>" % (user, self._addresses.facing(connection))
         transport = ROUTE_TRANSPORT[connection.transport]
         return b"<sip:%b%b%b;lr>" % (user, self._addresses.facing(connection), transport)
+
+
+def _differ(one: Connection, other: Connection) -> bool:
+    """Whether two sides of us are reached in different ways."""
+    return one.transport is not other.transport or one.listener is not other.listener

@@ -81,14 +81,13 @@ class TargetFinder:
                 target.token = routes.tokens[-1]
                 return Found([[target]])
         if routes.next is not None:
-            self._check_allowed(message, routes)
+            self._check_allowed(connection, message, routes, now)
             return Found([[self._towards_route(message, routes.next)]])
         if self._edging is not None:
-            self._check_allowed(message, routes)
-            return Found([[self._edging.onward(message, uri, routes)]])
+            return Found([[self._edging.onward(connection, message, uri, routes, now)]])
         if self._addresses.serves(uri):
             return self._towards_user(uri, now)
-        self._check_allowed(message, routes)
+        self._check_allowed(connection, message, routes, now)
         return Found([[Target(uri.target(), locate=uri)]])
 
     def for_ack(self, connection: Connection, message: Message, routes: Routes, now: float) -> Target | None:
@@ -119,8 +118,11 @@ class TargetFinder:
             return None
         return flow
 
-    def _check_allowed(self, message: Message, routes: Routes) -> None:
+    def _check_allowed(self, connection: Connection, message: Message, routes: Routes, now: float) -> None:
         """Let out what came along our own Route, or from a user of ours; no open relay (SIP-PRX-07)."""
+        if self._edging is not None:
+            self._edging.check_route(connection, routes, now)
+            return
         if routes.popped:
             return
         if not self._addresses.serves_sender(message, self._uris):
@@ -130,7 +132,9 @@ class TargetFinder:
         if next_hop.loose:
             if not next_hop.secure and message.uri[:5].lower() == b"sips:":  # TLS whatever the Route says (§16.6)
                 next_hop = parse_uri(b"sips" + next_hop.raw[3:])
-            return Target(message.uri, locate=next_hop)
+            target = Target(message.uri, locate=next_hop)
+            target.sips = next_hop.secure
+            return target
         target = Target(next_hop.target(), locate=next_hop)
         target.strict = b"<" + message.uri + b">"
         return target

@@ -193,7 +193,7 @@ REFUSED = [
     ),
     ("[storage]\nlocation = 'disk'", 'storage.location: expected "" (with the users) or "memory:"'),
     ("[outbound]\ntoken_keys = ['00']", "outbound.token_keys[0]: expected 64 hexadecimal digits"),
-    ("[outbound]\nforce = 'tcp'", 'outbound.force: "tcp" is not one of off, streams, all'),
+    ("[outbound]\nforce = 'tcp'", 'outbound.force: "tcp" is not one of off, streams, all, never'),
     ("[limits]\nstall_timeout = 0", "limits.stall_timeout: expected a number > 0.0, got 0"),
     ("[limits]\nstall_timeout = nan", "limits.stall_timeout: expected a number > 0.0, got nan"),
     ("[limits]\nstall_timeout = inf", "limits.stall_timeout: expected a number <= 86400.0, got inf"),

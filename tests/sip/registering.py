@@ -195,7 +195,7 @@ class Counter:
     # -- what the element asks of the world
 
     def reach(self, uri: SipUri, size: int, reached: Reached) -> None:
-        self.asked.append(uri.raw.decode())
+        self.asked.append(uri.raw.decode(errors="backslashreplace"))
         reached([], 480)
 
     def reply_flow(self, connection: Connection, host: str, port: int) -> Connection:

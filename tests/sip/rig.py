@@ -17,7 +17,7 @@ from edge.connections import Connection, ConnectionTable, Listener, Transport
 from edge.events import EventBus
 from edge.outbound.flows import FlowTable
 from edge.outbound.token import TokenKeys
-from edge.settings import Auth, Limits, Outbound, Role, Settings, Sip
+from edge.settings import Auth, Limits, Listen, Outbound, Role, Settings, Sip
 from edge.sip.addresses import Addresses
 from edge.sip.branch import Opener, Reached
 from edge.sip.message import MessageLimits, frame_datagram
@@ -37,19 +37,27 @@ _STEP_S = 0.05
 class Port:
     """The listener everything comes by."""
 
-    index = 0
-    address = ("192.0.2.1", 5060)
-    advertised = ("edge.example", 5060)
+    def __init__(self, index: int, address: tuple[str, int], advertised: tuple[str, int]) -> None:
+        self.index = index
+        self.address = address
+        self.advertised = advertised
 
 
-PORT: Listener = Port()
+PORT: Listener = Port(0, ("192.0.2.1", 5060), ("edge.example", 5060))
 
 
 class Wire(Connection):
     """A connection whose other end is the test: `sent` holds (time, octets) of what we wrote."""
 
-    def __init__(self, table: ConnectionTable, transport: Transport, remote: tuple[str, int], clock: FakeClock) -> None:
-        super().__init__(table, transport, remote, PORT.address, PORT, cast("Any", None))
+    def __init__(
+        self,
+        table: ConnectionTable,
+        transport: Transport,
+        remote: tuple[str, int],
+        clock: FakeClock,
+        port: Listener = PORT,
+    ) -> None:
+        super().__init__(table, transport, remote, port.address, port, cast("Any", None))
         self.clock = clock
         self.sent: list[tuple[float, bytes]] = []
 
@@ -107,6 +115,7 @@ class Rig:
         sip: Mapping[str, Any] | None = None,
         limits: Mapping[str, Any] | None = None,
         outbound: Mapping[str, Any] | None = None,
+        listen: tuple[Listen, ...] = (),
         seed: int = 5,
         role: Role = "single",
     ) -> None:
@@ -126,8 +135,9 @@ class Rig:
             sip=Sip(**(sip or {})),
             limits=Limits(**(limits or {})),
             outbound=Outbound(**(outbound or {})),
+            **({"listen": listen} if listen else {}),
         )
-        bus = EventBus()
+        self.bus = bus = EventBus()
         self.table = ConnectionTable(
             cast("asyncio.AbstractEventLoop", StillLoop(self.clock)), TableLimits(), bus, boot=BOOT
         )
@@ -179,9 +189,12 @@ class Rig:
 
     # -- what a test does
 
-    def wire(self, transport: Transport = Transport.TCP, remote: tuple[str, int] | None = None) -> Wire:
+    def wire(
+        self, transport: Transport = Transport.TCP, remote: tuple[str, int] | None = None, port: Listener = PORT
+    ) -> Wire:
         """Open a connection."""
-        wire = Wire(self.table, transport, remote or (f"198.51.100.{next(_serials) % 250}", 5060), self.clock)
+        remote = remote or (f"198.51.100.{next(_serials) % 250}", 5060)
+        wire = Wire(self.table, transport, remote, self.clock, port)
         wire.handler = cast("Any", _Handler(self))
         self.table.admit(wire.source)
         self.table.add(wire)
