@@ -143,6 +143,7 @@ class Outbound(Section, frozen=True):
     token_keys: tuple[str, ...] = ()
     force: ForceMode = "streams"
     force_sources: dict[str, ForceMode] = msgspec.field(default_factory=dict)
+    no_response: Annotated[float, msgspec.Meta(ge=0, le=32)] = 8.0
     path_double: bool = False
     path_always: bool = False
     without_path: Literal["add", "reject"] = "add"

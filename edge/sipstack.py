@@ -167,6 +167,7 @@ def _build_edging(
     chosen = EdgeSettings(
         next_hop=settings.sip.next_hop.encode("ascii"),
         flow_timer=outbound.flow_timer,
+        no_response=outbound.no_response,
         path_double=outbound.path_double,
         path_always=outbound.path_always,
         without_path=outbound.without_path,

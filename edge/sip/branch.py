@@ -201,6 +201,10 @@ class Branch:
             self.cancel_wanted = reasons
             return
         self.cancelled = True
+        if client.connection.closed:  # nobody is left to ask (OB-FAIL-15)
+            client.layer.end_client(client)
+            self.context.handle_silence(self, 487 if self.context.cancelled else 408, now)
+            return
         request = derive_request(client.request, b"CANCEL", extra=reasons)
         layer = client.layer
         ClientTransaction(layer, cancel_key(client.branch), False, request, client.connection, NOBODY).start(now)

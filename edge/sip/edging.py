@@ -7,7 +7,7 @@ core ──── our token ► that flow, or 430; never dialled
 
 from __future__ import annotations
 
-from edge.connections import Connection
+from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
@@ -23,7 +23,7 @@ from edge.outbound.path import (
 from edge.sip import headers as h
 from edge.sip.addresses import Addresses
 from edge.sip.answering import Explained
-from edge.sip.branch import FLOW_FAILED, Branch, Core, Target
+from edge.sip.branch import FLOW_FAILED, Branch, Core, Group, Target
 from edge.sip.forward import Draft, Routes
 from edge.sip.message import Message
 from edge.sip.proxy import ProxyContext
@@ -38,15 +38,17 @@ class EdgeSettings:
     """The settings of role edge: `next_hop` takes all that names no other way; `flow_timer` in seconds.
 
     `path_double`, `path_always`, `without_path` ("add" or "reject") as in `outbound`; `flows` is the most there may be.
+    `no_response`: seconds of silence after which a UDP flow has failed a request, 0 for as long as transactions live.
     """
 
-    __slots__ = ("flow_timer", "flows", "next_hop", "path_always", "path_double", "without_path")
+    __slots__ = ("flow_timer", "flows", "next_hop", "no_response", "path_always", "path_double", "without_path")
 
     def __init__(
         self,
         *,
         next_hop: bytes,
         flow_timer: int,
+        no_response: float = 8.0,
         path_double: bool = False,
         path_always: bool = False,
         without_path: str = "add",
@@ -54,6 +56,7 @@ class EdgeSettings:
     ) -> None:
         self.next_hop = parse_uri(next_hop)
         self.flow_timer = flow_timer
+        self.no_response = no_response
         self.path_double = path_double
         self.path_always = path_always
         self.without_path = without_path
@@ -76,6 +79,13 @@ class EdgeContext(ProxyContext):
         if branch.target.locate is self.edging.settings.next_hop:
             self.edging.note_core(branch.client.connection)
         ProxyContext.handle_final(self, branch, message, now)
+
+    def patience(self, target: Target, group: Group, now: float) -> float:
+        """Return how many seconds a flow may say nothing: the core needs the rest for others (RFC 4320 §4.2)."""
+        connection = target.connection
+        if connection is not None and connection.transport is Transport.UDP:
+            return self.edging.settings.no_response
+        return 0.0
 
     def handle_flow_failure(self, branch: Branch, status: int, now: float) -> None:
         """Answer 430 for a flow; an address of the core fails as it does elsewhere."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edge.connections import Connection
 from edge.outbound.flows import FlowTable
-from edge.outbound.path import Force
+from edge.outbound.path import Force, is_first_hop
 from edge.sip import headers as h
 from edge.sip.branch import Target
 from edge.sip.forward import Routes
@@ -33,15 +33,12 @@ class Recorder:
 
         A connection of an edge in front of us is none: the client's flow is there, and that edge recorded it.
         """
-        if not self._force.grants(connection, routes.ob or contact_has_ob(message)):
+        first = (not message.repeats and b"," not in message.texts[h.VIA]) or is_first_hop(message)
+        if not self._force.grants(connection, first and (routes.ob or contact_has_ob(message))):
             return None
-        if (message.repeats or b"," in message.texts[h.VIA]) and self._is_between_servers(connection, message):
-            return None
-        return self._flows.token_of(connection)
+        return self._flows.token_of(connection) if first or not self._is_between_servers(connection) else None
 
-    def _is_between_servers(self, connection: Connection, message: Message) -> bool:
-        if len(message.indexes(h.VIA)) == 1 and b"," not in message.texts[h.VIA]:
-            return False
+    def _is_between_servers(self, connection: Connection) -> bool:
         return connection.outgoing or (self._behind_edges is not None and self._behind_edges(connection.remote[0]))
 
     def values(

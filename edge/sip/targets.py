@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edge.connections import Connection
+from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.outbound.flows import FlowFault, FlowTable
 from edge.outbound.path import Force
@@ -26,6 +26,8 @@ from edge.sip.location import Location
 from edge.sip.message import Message
 from edge.sip.proxy import ProxyContext
 from edge.sip.uri import SipUri, UriCache, parse_uri, uri_equal
+
+LARGEST_DATAGRAM = 1300 - 300  # RFC 3261 §18.1.1, less what we write into a request that leaves
 
 
 @dataclass(slots=True)
@@ -77,9 +79,7 @@ class TargetFinder:
         if routes.popped:
             flow = self._flow_of(connection, routes, now)
             if flow is not None:
-                target = Target(message.uri, flow)
-                target.token = routes.tokens[-1]
-                return Found([[target]])
+                return Found([[self._towards_flow(flow, message, routes.tokens[-1], now)]])
         if routes.next is not None:
             self._check_allowed(connection, message, routes, now)
             return Found([[self._towards_route(message, routes.next)]])
@@ -97,6 +97,16 @@ class TargetFinder:
             return None
         found = self.find(connection, message, uri, routes, now)
         return found.groups[0][0] if found.groups else None
+
+    def _towards_flow(self, flow: Connection, message: Message, token: bytes, now: float) -> Target:
+        """Return the target that `token` means; what is too large for UDP takes a stream of the same device."""
+        if flow.transport is Transport.UDP and message_size(message) > LARGEST_DATAGRAM:
+            stream = self._flows.stream_beside(flow, now)
+            if stream is not None:
+                flow, token = stream, self._flows.token_of(stream)
+        target = Target(message.uri, flow)
+        target.token = token
+        return target
 
     def _flow_of(self, connection: Connection, routes: Routes, now: float) -> Connection | None:
         """Return the flow our Route values name; None when the request is outgoing or they name none.
@@ -216,6 +226,11 @@ def _replace_contacts(message: Message, values: list[bytes]) -> None:
         for index, row in enumerate(message.lines)
         if index not in rows or (index == rows[0] and values)
     ]
+
+
+def message_size(message: Message) -> int:
+    """Return about how many octets a message has."""
+    return sum(map(len, message.lines)) + 2 * len(message.lines) + len(message.body)
 
 
 def _no_security(uri: SipUri) -> Found:
