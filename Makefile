@@ -1,3 +1,4 @@
+# make build  what `make run` sets up, and no more: compiles the hot path where there is a C compiler
 # make run    everything a working server needs, then `edge serve`       ARGS="--config edge.toml" are passed on
 # make test   linters, types, import rules, tests                        ARGS="tests/sip -k register" are passed to pytest
 # make test-compiled   the tests of compiled modules, with the compiled ones; part of `make test`
@@ -20,7 +21,9 @@ SITE     = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path(
 # What runs once more with the compiled modules: all that looks at them, and the server as a process.
 COMPILED := auth connections demux fuzz msrp outbound server sip websocket test_compiled.py
 
-.PHONY: run test test-compiled lint fuzz clean
+.PHONY: build run test test-compiled lint fuzz clean
+
+build: $(VENV)/.installed
 
 run: $(VENV)/.installed
 	@exec $(BIN)/edge serve $(ARGS)
