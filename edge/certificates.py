@@ -54,24 +54,28 @@ def make_self_signed(
 
 
 def load_ssl_context(
-    certificate: str | Path, private_key: str | Path, client_ca: str | Path = "", source: str = "defaults"
+    certificate: str | Path,
+    private_key: str | Path,
+    client_ca: str | Path = "",
+    source: str = "defaults",
+    section: str = "tls",
 ) -> ssl.SSLContext:
     """Make the context for connections we accept: TLS 1.2 and later (RFC 8996).
 
     With `client_ca` a client may show a certificate, which is then verified; it need not (RFC 5922 §7.4).
 
     Raises:
-        ConfigError: with the key `tls.certificate`, `tls.private_key` or `tls.client_ca`.
+        ConfigError: with the key `tls.certificate`, `tls.private_key` (of `section`) or `tls.client_ca`.
     """
-    _check_file(certificate, "tls.certificate", source, b"-----BEGIN CERTIFICATE-----")
-    _check_file(private_key, "tls.private_key", source, b"PRIVATE KEY-----")
+    _check_file(certificate, f"{section}.certificate", source, b"-----BEGIN CERTIFICATE-----")
+    _check_file(private_key, f"{section}.private_key", source, b"PRIVATE KEY-----")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     try:
         context.load_cert_chain(certificate, private_key, password=_refuse_password)
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise _explain_pair(error, certificate, private_key, source) from error
+        raise _explain_pair(error, certificate, private_key, source, section) from error
     if client_ca:
         _load_trust(context, client_ca, "tls.client_ca", source)
         context.verify_mode = ssl.CERT_OPTIONAL
@@ -119,12 +123,17 @@ def certificate_facts(path: str | Path, source: str = "defaults") -> str:
 
 def missing_names(path: str | Path, hosts: Sequence[str]) -> list[str]:
     """Return those of `hosts` that the certificate in a file does not name (RFC 4976 §9.2)."""
+    names = file_names(path)
+    return [host for host in hosts if _canonical(host) not in names]
+
+
+def file_names(path: str | Path) -> set[str]:
+    """Return the alternative names of the certificate in a file, lower case."""
     certificate = x509.load_pem_x509_certificate(Path(path).read_bytes())
-    names: set[str] = set()
     with contextlib.suppress(x509.ExtensionNotFound):
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = {_canonical(str(name.value)) for name in alternatives}
-    return [host for host in hosts if _canonical(host) not in names]
+        return {_canonical(str(name.value)).removeprefix("sip:") for name in alternatives}
+    return set()
 
 
 def names_host(certificate: Mapping[str, Any], host: str) -> bool:
@@ -226,18 +235,20 @@ def _refuse_password() -> str:
     raise ValueError("the private key is encrypted")
 
 
-def _explain_pair(error: Exception, certificate: str | Path, private_key: str | Path, source: str) -> ConfigError:
+def _explain_pair(
+    error: Exception, certificate: str | Path, private_key: str | Path, source: str, section: str
+) -> ConfigError:
     """Find out which of the two files a chain failed for."""
     reason = getattr(error, "reason", None) or str(error)
     if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
-        return ConfigError(source, "tls.private_key", f"{private_key} is not the key of {certificate}")
+        return ConfigError(source, f"{section}.private_key", f"{private_key} is not the key of {certificate}")
     if isinstance(error, ValueError) and not isinstance(error, OSError):
-        return ConfigError(source, "tls.private_key", f"{private_key}: {reason}")
+        return ConfigError(source, f"{section}.private_key", f"{private_key}: {reason}")
     try:
         x509.load_pem_x509_certificates(Path(certificate).read_bytes())
     except (ValueError, OSError):
-        return ConfigError(source, "tls.certificate", f"{certificate} holds a damaged certificate")
-    return ConfigError(source, "tls.private_key", f"{private_key} cannot be used with {certificate}: {reason}")
+        return ConfigError(source, f"{section}.certificate", f"{certificate} holds a damaged certificate")
+    return ConfigError(source, f"{section}.private_key", f"{private_key} cannot be used with {certificate}: {reason}")
 
 
 def _load_trust(context: ssl.SSLContext, path: str | Path, key: str, source: str) -> None:

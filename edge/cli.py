@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge.certificates import SELF_SIGNED_CERTIFICATE, certificate_facts, client_ssl_context, load_ssl_context
+from edge.certificates import SELF_SIGNED_CERTIFICATE, certificate_facts, client_ssl_context
 from edge.config import DEFAULTS, Settings, find_config, load_settings, settings_warnings
 from edge.errors import ConfigError, EdgeError
 from edge.log import format_peer, printable, set_up_logging
+from edge.tls import load_server_context
 
 if TYPE_CHECKING:
     from edge.storage.users import User, UserTable
@@ -349,8 +350,8 @@ def _check_certificate(settings: Settings, source: str) -> str:
     tls = settings.tls
     client_ssl_context(tls.trust, source)
     if tls.certificate:
-        load_ssl_context(tls.certificate, tls.private_key, tls.client_ca, source)
-        return f"{tls.certificate} ({certificate_facts(tls.certificate)})"
+        load_server_context(tls.pairs, tls.client_ca, source)
+        return "; ".join(f"{pair.certificate} ({certificate_facts(pair.certificate)})" for pair in tls.pairs)
     if not {"tls", "wss"} & {transport for listen in settings.listen for transport in listen.transports}:
         return "none needed"
     if SELF_SIGNED_CERTIFICATE.exists():

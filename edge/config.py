@@ -33,6 +33,7 @@ from edge.settings import (
     Sip,
     Storage,
     Tls,
+    TlsCertificate,
     parse_networks,
     split_host_port,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Sip",
     "Storage",
     "Tls",
+    "TlsCertificate",
     "build_settings",
     "find_config",
     "load_settings",

@@ -107,6 +107,12 @@ def _check_credentials(settings: Settings) -> Iterator[tuple[str, str]]:
     if bool(settings.tls.certificate) != bool(settings.tls.private_key):
         key = "tls.private_key" if settings.tls.certificate else "tls.certificate"
         yield key, "required: certificate and private key are set together or not at all"
+    if settings.tls.certificates and not settings.tls.certificate:
+        yield "tls.certificate", "required beside tls.certificates: it is shown to who asks for no name of theirs"
+    for index, pair in enumerate(settings.tls.certificates):
+        for name in ("certificate", "private_key"):
+            if not getattr(pair, name):
+                yield f"tls.certificates[{index}].{name}", "required"
     if not settings.auth.algorithms:
         yield "auth.algorithms", "at least one algorithm is needed"
     yield from _duplicates(settings.auth.algorithms, "auth.algorithms")

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 from edge.certificates import names_host
 from edge.connections import Address, Connection, ConnectionTable, Handler, Listener, Transport
+from edge.sockets import tune_stream
 from edge.stream import LINGER_S, StreamConnection
 
 _CONNECT_S = 10.0
@@ -110,7 +111,7 @@ class Dialer:
             if connection.closed:
                 sock.close()
                 return ""
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tune_stream(sock, self._table.stall_timeout)
             if connection.transport.secure:
                 await loop.create_connection(
                     connection.as_protocol,

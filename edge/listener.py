@@ -22,6 +22,7 @@ from edge.connections import Address, Connection, ConnectionTable, Handler, Tran
 from edge.demux import Decision, Protocol, StreamSniffer, is_tls
 from edge.errors import RemoteError
 from edge.proxyprotocol import ProxyReader
+from edge.sockets import tune_stream
 from edge.stream import LINGER_S, StreamConnection
 from edge.timers import Timed
 from edge.websocket import Refusal, UpgradeRules, WebSocketUpgrade
@@ -32,7 +33,6 @@ _PEEK = 11  # as far as the version in a ClientHello
 _BACKLOG = 4096
 _ACCEPTS_IN_A_ROW = 128
 _ACCEPT_PAUSE_S = 0.5
-_TCP_USER_TIMEOUT_MS = 60_000
 _TLS_REFUSAL = b"\x15\x03\x01\x00\x02\x02\x28"  # fatal alert, handshake_failure
 _TLS_TOO_OLD = b"\x15\x03\x01\x00\x02\x02\x46"  # protocol_version, which asyncio would keep to itself
 _TLS_1_2 = b"\x03\x03"  # what 1.3 says there too
@@ -122,7 +122,8 @@ class TcpListener:
             self.table.refuse(remote[0], refusal)
             _reset(sock)
             return
-        _prepare(sock)
+        sock.setblocking(False)
+        tune_stream(sock, self.table.stall_timeout)
         self._arrivals.add(Arrival(self, sock, remote))
 
     def forget(self, arrival: Arrival) -> None:
@@ -423,13 +424,6 @@ class WebSocketPings(Timed):
         """Ping, unless the connection has ended."""
         if not self._connection.closed:
             self.start(now)
-
-
-def _prepare(sock: socket.socket) -> None:
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
 
 
 def _reset(sock: socket.socket) -> None:

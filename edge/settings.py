@@ -77,13 +77,26 @@ class Listen(Section, frozen=True):
         return parse_networks(self.proxy_protocol)
 
 
+class TlsCertificate(Section, frozen=True):
+    """One more certificate, for clients that ask for one of its names (SNI)."""
+
+    certificate: str = ""
+    private_key: str = ""
+
+
 class Tls(Section, frozen=True):
-    """Certificates."""
+    """Certificates: the first, for who names nobody, and those of other names."""
 
     certificate: str = ""
     private_key: str = ""
     client_ca: str = ""
     trust: str = ""
+    certificates: tuple[TlsCertificate, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[TlsCertificate, ...]:
+        """Every certificate with its key, the first first; none where we make our own."""
+        return (TlsCertificate(self.certificate, self.private_key), *self.certificates) if self.certificate else ()
 
 
 class Auth(Section, frozen=True):

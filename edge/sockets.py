@@ -1,4 +1,4 @@
-"""The sockets of the configured addresses, bound before anything else is done."""
+"""The sockets of the configured addresses, bound before anything else is done; how those of connections are set."""
 
 from __future__ import annotations
 
@@ -67,6 +67,17 @@ def bind_stream(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def tune_stream(sock: socket.socket, patience: float) -> None:
+    """Prepare a TCP connection: nothing waits to be sent, and a peer that is gone without a word is found out.
+
+    `patience`: seconds in which the peer must acknowledge what was sent, or the connection fails (timed_out); one that
+    nothing is sent to is asked for by the system's keep-alives.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(patience * 1000))
 
 
 def bind_datagram(host: str, port: int) -> socket.socket:

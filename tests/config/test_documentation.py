@@ -57,6 +57,9 @@ def test_the_example_has_the_right_type(key: str, monkeypatch: pytest.MonkeyPatc
         data = {section: [{"events": ["connection.failed"], **action, name: example}]}
     if key in ("tls.certificate", "tls.private_key"):
         data["tls"] = {"certificate": "a", "private_key": "b", name: example}
+    if section == "tls.certificates":
+        more = {"certificate": "c", "private_key": "d", name: example}
+        data = {"tls": {"certificate": "a", "private_key": "b", "certificates": [more]}}
     if section == "policy" or key == "role":
         msgspec.convert(data, Settings)  # named, but not available yet
     else:

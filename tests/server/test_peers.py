@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import socket
 import ssl
 import warnings
@@ -18,7 +19,7 @@ from tests.server.agents import USERS, answering, counted, exchange_messages, op
 from tests.ua.certs import Authority
 from tests.ua.dns import DnsServer
 from tests.ua.sip import SipUA
-from tests.ua.wait import within
+from tests.ua.wait import eventually, within
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +230,55 @@ async def test_rfc5923_9_2_alias_is_ignored_from_one_who_did_not_prove_its_name_
         assert (await within(alice.message(uri, b"hello"), 10)).status == 200
         assert caller.received("MESSAGE") == []
         assert len(listener.received("MESSAGE")) == 1
+
+
+# ------------------------------------------------------------------------------------------ names asked for (SNI)
+
+
+def shown(port: int, authority: Authority, name: str | None) -> set[str]:
+    """Return the DNS names of the certificate a client is shown that asks for `name`."""
+    context = authority.client_context(check_hostname=False)
+    with (
+        socket.create_connection(("127.0.0.1", port), 10) as raw,
+        context.wrap_socket(raw, server_hostname=name) as tls,
+    ):
+        tls.sendall(b"\r\n\r\n")
+        assert tls.recv(2) == b"\r\n"
+        certificate = tls.getpeercert()
+    assert certificate is not None
+    return {str(entry[1]) for entry in certificate["subjectAltName"]}
+
+
+@pytest.mark.requirement("SIP-TLS-01")
+async def test_rfc6066_3_the_certificate_shown_has_the_name_that_was_asked_for(
+    edge_server: EdgeServerFactory, authority: Authority
+) -> None:
+    own, other, wide = (
+        authority.issue(name, dns=names)
+        for name, names in (
+            ("own", ["example.com"]),
+            ("other", ["example.org", "Sip.Example.net"]),
+            ("w", ["*.a.test"]),
+        )
+    )
+    more = [{"certificate": pair.certificate, "private_key": pair.private_key} for pair in (other, wide)]
+    tls = {"certificate": own.certificate, "private_key": own.private_key, "certificates": more}
+    server = edge_server(open_config(tls=tls), USERS)
+    wanted: list[tuple[str | None, set[str]]] = [
+        (None, {"example.com"}),
+        ("example.com", {"example.com"}),
+        ("example.org", {"example.org", "Sip.Example.net"}),
+        ("SIP.example.NET", {"example.org", "Sip.Example.net"}),
+        ("b.a.test", {"*.a.test"}),
+        ("c.b.a.test", {"example.com"}),
+        ("a.test", {"example.com"}),
+    ]
+    for name, names in wanted:
+        assert shown(server.port, authority, name) == names, name
+    assert all(
+        str(pair.certificate) in server.run("check", "--config", str(server.config_path)).stdout
+        for pair in (own, other, wide)
+    )
+    authority.issue("other", dns=["example.org"])  # a new one in the same files
+    server.signal(signal.SIGHUP)
+    await eventually(lambda: shown(server.port, authority, "example.org") == {"example.org"}, 10)
