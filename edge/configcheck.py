@@ -35,6 +35,8 @@ _NOT_AVAILABLE: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
 )
 _STORAGE_URL = re.compile(r"(?:(?:sqlite|postgresql|mysql)(?:\+[a-z0-9_]+)?://.*|memory:)", re.DOTALL)
 _NEXT_HOP = re.compile(r"sips?:(?P<host>[^;?@<>\s]+)(?:;transport=(?P<transport>[A-Za-z]+))?", re.IGNORECASE)
+_URI_REST = r"[^;?@<>,\s]+"
+_SERVICE_ROUTE = re.compile(rf"sips?:(?:{_URI_REST}@)?{_URI_REST}(?:;{_URI_REST})*;lr(?:;{_URI_REST})*", re.IGNORECASE)
 _REALM = re.compile(r'[^\x00-\x1f\x7f"\\]*')
 
 
@@ -140,6 +142,9 @@ def _check_routing(settings: Settings) -> Iterator[tuple[str, str]]:
     for index, user in enumerate(settings.sip.third_party):
         if not re.fullmatch(r"[^@\s]+@[^@\s]+", user):
             yield f"sip.third_party[{index}]", f'expected "user@domain", got "{user}"'
+    for index, uri in enumerate(settings.sip.service_route):
+        if not _SERVICE_ROUTE.fullmatch(uri):
+            yield f"sip.service_route[{index}]", f'expected "sip:host:port;transport=tcp;lr", got "{uri}"'
     yield from _check_networks(settings.sip.trusted_edges, "sip.trusted_edges")
     yield from _check_networks(settings.sip.trusted_core, "sip.trusted_core")
     yield from _check_networks(tuple(settings.outbound.force_sources), "outbound.force_sources")

@@ -69,6 +69,7 @@ _TICK_S = 0.05
 _HOUSEKEEPING_S = 2.0
 _MANY_ENDS = 500  # connections that ended since memory was given back the last time
 _TOKEN_KEY_NAME = "outbound.token_key"
+_GRUU_KEY_NAME = "sip.gruu_key"
 
 
 class Server:
@@ -186,7 +187,7 @@ class Server:
 
     def _build_flows(self) -> None:
         settings = self._settings
-        keys = settings.outbound.token_key_bytes or (self._kept_key(),)
+        keys = settings.outbound.token_key_bytes or (self._kept_key(_TOKEN_KEY_NAME),)
         self._flows = FlowTable(
             self.table.connections,
             self.table.wheel,
@@ -198,12 +199,12 @@ class Server:
             revive=self._revive,
         )
 
-    def _kept_key(self) -> bytes:
-        """Return the key for flow tokens that storage keeps, made on the first start."""
-        key = self._storage.secrets.get(_TOKEN_KEY_NAME)
+    def _kept_key(self, name: str) -> bytes:
+        """Return a key that storage keeps, made on the first start."""
+        key = self._storage.secrets.get(name)
         if key is None:
             key = os.urandom(32)
-            self._storage.secrets.put(_TOKEN_KEY_NAME, key)
+            self._storage.secrets.put(name, key)
         return key
 
     def _revive(self, listener: int, remote: Address) -> Connection | None:
@@ -229,6 +230,7 @@ class Server:
             random=self._random,
             soon=self._loop.call_soon,
             account=self._account,
+            gruu_key=self._kept_key(_GRUU_KEY_NAME),
             courtesies=self._courtesies,
             trusted=trusted,
         )

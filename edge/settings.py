@@ -132,6 +132,7 @@ class Sip(Section, frozen=True):
     recurse: bool = False
     third_party: tuple[str, ...] = ()
     strict_path: bool = False
+    service_route: tuple[str, ...] = ()
     session_expires: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 0
     min_session_expires: Annotated[int, msgspec.Meta(ge=90, le=86400)] = 90
 

@@ -23,6 +23,8 @@ from edge.sip.core import Reach, SipCore
 from edge.sip.devices import Devices
 from edge.sip.edging import EdgeSettings, Edging
 from edge.sip.framing import SipFraming
+from edge.sip.granting import Grants
+from edge.sip.gruu import Gruus
 from edge.sip.keeper import BindingKeeper
 from edge.sip.location import Location
 from edge.sip.message import MessageLimits
@@ -36,6 +38,7 @@ from edge.storage.base import Storage, UserStore
 from edge.storage.memory import MemoryBindingStore
 from edge.timers import TimerWheel
 
+GRUU_KEY_OCTETS = 32
 _RATE_WINDOW_S = 2.0
 
 
@@ -55,6 +58,7 @@ class World:
     random: Callable[[int], bytes]
     soon: Callable[[Callable[[], None]], object]
     account: Callable[[str, tuple[object, ...]], None] | None = None
+    gruu_key: bytes = b""  # seals temporary GRUUs; empty: one for this process
     courtesies: SourceRate | None = None
     trusted: Callable[[str], bool] = lambda source: False
 
@@ -78,13 +82,16 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
     keeper = None
     if not isinstance(world.storage.bindings, MemoryBindingStore):
         keeper = BindingKeeper(world.storage.bindings, world.flows, world.clock, time.time)
-    access = _build_access(settings, world, addresses, uris)
+    gruus = Gruus(world.gruu_key or world.random(GRUU_KEY_OCTETS), world.random, addresses, uris)
+    access = _build_access(settings, world, addresses, uris, gruus)
     tags = ToTags(world.random(16))
     trusted_edge = NetworkSet(settings.sip.trusted_edge_networks).contains
-    registration = _build_registration(settings, world, addresses, location, access, uris, keeper, tags, trusted_edge)
+    registration = _build_registration(
+        settings, world, addresses, location, access, uris, keeper, tags, trusted_edge, gruus
+    )
     force = _build_force(settings)
     edging = _build_edging(settings, world, addresses, uris, force)
-    targets = _build_targets(settings, world, addresses, location, uris, force, edging)
+    targets = _build_targets(settings, world, addresses, location, uris, force, edging, gruus)
     core = SipCore(
         addresses=addresses,
         limits=_message_limits(settings),
@@ -114,7 +121,7 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
     return SipStack(core, framing, location, registration, keeper, addresses)
 
 
-def _build_access(settings: Settings, world: World, addresses: Addresses, uris: UriCache) -> Access:
+def _build_access(settings: Settings, world: World, addresses: Addresses, uris: UriCache, gruus: Gruus) -> Access:
     return Access(
         enabled=settings.auth.required and settings.role != "edge",  # there it is the business of the registrar
         addresses=addresses,
@@ -125,6 +132,7 @@ def _build_access(settings: Settings, world: World, addresses: Addresses, uris: 
         uris=uris,
         clock=world.clock,
         publish=world.bus.publish,
+        gruus=gruus,
         third_party=settings.sip.third_party,
         fallback_s=settings.auth.nonce_lifetime,
     )
@@ -138,6 +146,7 @@ def _build_targets(
     uris: UriCache,
     force: Force,
     edging: Edging | None,
+    gruus: Gruus,
 ) -> TargetFinder:
     order, branches = settings.outbound.flow_order, settings.limits.branches
     return TargetFinder(
@@ -147,6 +156,7 @@ def _build_targets(
         uris,
         force=force,
         devices=Devices(addresses, world.flows, uris, force, order=order, branches=branches),
+        gruus=gruus,
         known_user=_known_user(world.storage.users),
         edging=edging,
     )
@@ -187,6 +197,7 @@ def _build_registration(
     keeper: BindingKeeper | None,
     tags: ToTags,
     trusted_edge: Callable[[str], bool],
+    gruus: Gruus,
 ) -> Registration:
     sip = settings.sip
     bounds = RegistrarSettings(
@@ -217,8 +228,16 @@ def _build_registration(
         keeper=keeper,
         trusted_edge=trusted_edge,
         policy=policy,
+        gruus=gruus,
+        grants=Grants(
+            addresses,
+            world.flows,
+            gruus,
+            service_route=sip.service_route,
+            flow_timer=outbound.flow_timer,
+            wall_clock=time.time,
+        ),
         clock=world.clock,
-        wall_clock=time.time,
         publish=world.bus.publish,
         random=world.random,
         tag_for=tags,

@@ -24,6 +24,7 @@ from edge.events import AuthenticationFailed, AuthenticationFlood, Event
 from edge.sip import headers as h
 from edge.sip.addresses import Addresses
 from edge.sip.forward import Routes
+from edge.sip.gruu import Gruus
 from edge.sip.message import Message
 from edge.sip.uri import UriCache, parse_uri
 
@@ -74,6 +75,7 @@ class Access:
         uris: UriCache,
         clock: Callable[[], float],
         publish: Callable[[Event], None],
+        gruus: Gruus,
         third_party: Iterable[str] = (),
         fallback_s: float = 300.0,
     ) -> None:
@@ -86,6 +88,7 @@ class Access:
         self._cache = cache
         self._lockout = lockout
         self._uris = uris
+        self._gruus = gruus
         self._clock = clock
         self._publish = publish
         agents = [user.rpartition("@") for user in third_party]
@@ -109,7 +112,11 @@ class Access:
         """Judge the credentials of a request that acts for `aor`; see `check`."""
         rows = message.values(h.PROXY_AUTHORIZATION if proxy else h.AUTHORIZATION)
         dialogue = message.texts[h.CALL_ID], message.cseq
-        return self.check(connection, rows, message.method, message.uri, aor, proxy, now, dialogue)
+        outcome = self.check(connection, rows, message.method, message.uri, aor, proxy, now, dialogue)
+        if outcome is None and proxy and self._gruus.claims_another(message, aor):
+            self._count("gruu")
+            return 403, ()
+        return outcome
 
     def check(
         self,

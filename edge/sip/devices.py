@@ -69,11 +69,14 @@ class Devices:
         return [[binding for _, binding in group] for group in ordered]
 
     def _rank(self, binding: Binding, now: float) -> tuple[int, int, float, int]:
-        """Order the flows of a device: state, q, then the newest or the lowest reg-id (OB-TGT-03)."""
+        """Order the flows of a device: state, q, then the newest or the lowest reg-id (OB-TGT-03).
+
+        Without reg-id the newest contact is where the device is now (RFC 5627 §6.1).
+        """
         connection = binding.connection
         state = FlowState.UP if connection is None else self._flows.state_of(connection, now)
         age = 0.0 if self._by_reg_id else -binding.refreshed_at
-        return int(state), -binding.q, age, binding.reg_id
+        return int(state), -binding.q if binding.reg_id else 0, age, binding.reg_id
 
     def target(self, binding: Binding, secure: bool, now: float) -> Target | None:
         """Return the target a binding means; None where sips, in either place, forbids it (RFC 5630 §5.3)."""

@@ -73,6 +73,7 @@ def _row(binding: Binding, offset: float) -> BindingRow:
         flow=binding.flow,
         refreshed_at=binding.refreshed_at + offset,
         user_agent=binding.user_agent,
+        epoch=binding.epoch,
     )
 
 
@@ -85,5 +86,6 @@ def _binding(row: BindingRow, offset: float) -> Binding:
     binding.instance, binding.reg_id, binding.q = row.instance, row.reg_id, row.q
     binding.expires_at, binding.refreshed_at = row.expires_at - offset, row.refreshed_at - offset
     binding.flow, binding.user_agent = row.flow, row.user_agent
+    binding.epoch = row.epoch
     binding.connection = None
     return binding

@@ -22,11 +22,11 @@ class Binding(Timed):
     `contact` is the raw URI without brackets; `parameters` the raw header parameters to give back, without `expires`;
     `q` thousandths; `expires_at` and `refreshed_at` monotonic seconds; `instance` the canonical URN or b"";
     `reg_id` 0 where outbound does not apply; `path` raw Path values, first hop first in routing order;
-    `connection` the flow of a direct client.
+    `connection` the flow of a direct client; `epoch` which temporary GRUUs of the instance are valid, 0 without one.
     """
 
     __slots__ = (
-        "aor", "call_id", "connection", "contact", "cseq", "expires_at", "flow", "instance", "location",
+        "aor", "call_id", "connection", "contact", "cseq", "epoch", "expires_at", "flow", "instance", "location",
         "parameters", "path", "q", "refreshed_at", "reg_id", "user_agent",
     )  # fmt: skip
 
@@ -45,9 +45,11 @@ class Binding(Timed):
     refreshed_at: float
     user_agent: bytes
     location: Location
+    epoch: int
 
     def __init__(self) -> None:
         self._slot = None
+        self.epoch = 0
 
     def handle_timer(self, now: float) -> None:
         """Expire, unless the binding was refreshed since the timer was started: then wait for the rest."""

@@ -43,7 +43,7 @@ class Contact:
 
     uri: SipUri
     ours: bool  # it points at ourselves
-    parameters: bytes  # to give back: without expires
+    parameters: bytes  # to give back: without expires, and GRUUs, which are ours to give
     expires: bytes | None
     q: int
     instance: bytes
@@ -55,13 +55,15 @@ class Plan:
     """What a REGISTER changes.
 
     `put`: (binding to write, the one it replaces or None, seconds granted). `outbound` says that a binding with
-    instance and reg-id was processed and `Require: outbound` is due (RFC 5626 §6).
+    instance and reg-id was processed and `Require: outbound` is due (RFC 5626 §6). `epochs`: bindings that stay, whose
+    instance gets a new epoch (`edge.sip.gruu`).
     """
 
     aor: bytes
     put: list[tuple[Binding, Binding | None, int]] = field(default_factory=list)
     remove: list[Binding] = field(default_factory=list)
     outbound: bool = False
+    epochs: list[tuple[Binding, int]] = field(default_factory=list)
 
 
 class Hop:
@@ -152,6 +154,8 @@ class Registrar:
             if old is not None:
                 plan.remove.append(old)
             return
+        if contact.ours and contact.instance and (b"gr" in contact.uri.parameters or contact.uri.aor() == plan.aor):
+            raise RemoteError(403, "contact_gruu", "A contact is neither the address of record nor a GRUU")
         if contact.ours:
             raise syntax_error("contact_loop", "a contact points at this server")
         binding = _build(plan.aor, contact, outbound, hop, now)
@@ -243,6 +247,8 @@ class Registrar:
         try:
             contact.uri = self._uris.parse(address.uri)
         except RemoteError:
+            if b"+sip.instance" in address.parameters.lower():  # RFC 5627 §5.1
+                raise RemoteError(403, "contact", "A contact with an instance is a sip or sips URI") from None
             raise syntax_error("contact", "a contact is a sip or sips URI") from None
         parameters = parse_parameters(address.parameters)
         _check_once(parameters)
@@ -256,7 +262,7 @@ class Registrar:
         contact.parameters = b"".join(
             b";" + name + (b"" if content is None else b"=" + content)
             for name, content in parameters
-            if name != b"expires"
+            if name not in (b"expires", b"pub-gruu", b"temp-gruu")
         )
         return contact
 

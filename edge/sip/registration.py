@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from email.utils import formatdate
 from typing import Protocol
 
 from edge.connections import Connection, Transport
@@ -21,19 +20,17 @@ from edge.sip.access import THIRD_PARTY, Access, Pending
 from edge.sip.addresses import Addresses
 from edge.sip.answering import Explained
 from edge.sip.grammar import split_list, unfold
+from edge.sip.granting import REQUIRE, SUPPORTED, Grants
+from edge.sip.gruu import Gruus
 from edge.sip.keep import promise
 from edge.sip.location import Binding, Location, describe_change
 from edge.sip.message import Message
 from edge.sip.reading import has_flag
 from edge.sip.refresh import Refresh, Refreshes
-from edge.sip.registrar import Hop, Plan, Registrar, contact_line
-from edge.sip.stamping import ROUTE_TRANSPORT
+from edge.sip.registrar import Hop, Plan, Registrar
 from edge.sip.uri import UriCache
 
 KNOWN_OPTIONS = frozenset((b"path", b"outbound", b"gruu"))
-_SUPPORTED = b"Supported: path, outbound"
-_REQUIRE = b"Require: outbound"
-
 _UNSUPPORTED_PATH = b"Unsupported: path"
 
 Answer = Callable[..., None]
@@ -76,8 +73,9 @@ class Registration:
         keeper: Keeper | None,
         trusted_edge: Callable[[str], bool],
         policy: RegistrationPolicy,
+        gruus: Gruus,
+        grants: Grants,
         clock: Callable[[], float],
-        wall_clock: Callable[[], float],
         publish: Callable[[Event], None],
         random: Callable[[int], bytes],
         tag_for: Callable[[Message], bytes],
@@ -91,10 +89,11 @@ class Registration:
         self._keeper = keeper
         self._trusted_edge = trusted_edge
         self._policy = policy
-        self._require_and_timer = _REQUIRE + b"\r\nFlow-Timer: %d" % policy.flow_timer
+        self._gruus = gruus
+        self._grants = grants
+        self.date_line = grants.date_line
         self._min_expires = b"Min-Expires: %d" % policy.min_expires
         self._clock = clock
-        self._wall_clock = wall_clock
         self._publish = publish
         self._random = random
         self._tag_for = tag_for
@@ -102,7 +101,6 @@ class Registration:
         self._options: dict[bytes, frozenset[bytes]] = {}
         self._aors: dict[bytes, bytes] = {}
         self.refreshes = Refreshes()
-        self._date = (0, b"")
         self._most = policy.bindings
         location.on_expired = self._expired
         location.on_lost = lambda binding: self._gone(binding, "connection_lost")
@@ -236,7 +234,7 @@ class Registration:
         self._apply(plan, hop, now)
         self._promise_keep(message, plan, hop, now)
         lines = self._headers(plan, hop, supported, now)
-        self._remember(connection, message, plan, lines)
+        self._remember(connection, message, plan, lines, b"gruu" in supported)
         answer(connection, message, 200, lines, now)
 
     def _plan(
@@ -251,18 +249,21 @@ class Registration:
                     binding.flow = b""
         if self._policy.outbound_required and any(not binding.reg_id for binding, _, _ in plan.put):
             raise RemoteError(421, "outbound_required")
+        self._gruus.settle(plan, self._location.bindings(aor))
         if self._location.count >= self._most and any(old is None for _, old, _ in plan.put):
             raise Explained(503, "bindings", self._retry_line())
         return plan, hop
 
-    def _remember(self, connection: Connection, message: Message, plan: Plan, lines: Sequence[bytes]) -> None:
+    def _remember(
+        self, connection: Connection, message: Message, plan: Plan, lines: Sequence[bytes], gruu: bool
+    ) -> None:
         """Remember a registration that has just been refreshed: its next refresh will look the same.
 
-        One direct contact, alone for its AOR.
+        One direct contact, alone for its AOR, with no GRUU: there is a new one every time.
         """
         bindings = self._location.bindings(plan.aor)
         self.refreshes.forget(connection)
-        if message.repeats or len(bindings) != 1 or len(plan.put) != 1 or plan.put[0][1] is None or plan.remove:
+        if gruu or message.repeats or len(bindings) != 1 or len(plan.put) != 1 or plan.put[0][1] is None or plan.remove:
             return
         binding, granted = bindings[0], plan.put[0][2]
         via = message.via
@@ -280,9 +281,9 @@ class Registration:
         if error.status == 423:
             extra = (self._min_expires,)
         elif error.status == 439:
-            extra = (_SUPPORTED,)
+            extra = (SUPPORTED,)
         elif error.status == 421:
-            extra = (_REQUIRE,)
+            extra = (REQUIRE,)
         elif error.status == 420:
             extra = (_UNSUPPORTED_PATH,)
         elif isinstance(error, Explained):
@@ -361,7 +362,8 @@ class Registration:
             self._next(aor)
 
         removed = plan.remove + [old for binding, old, _ in plan.put if old is not None and old.key != binding.key]
-        self._keeper.save([binding for binding, _, _ in plan.put], removed, stored)
+        put = [binding for binding, _, _ in plan.put]
+        self._keeper.save(put + [_with_epoch(*pair) for pair in plan.epochs], removed, stored)
 
     def _next(self, aor: bytes) -> None:
         """Let the next REGISTER of this AOR run; each may start storing again."""
@@ -377,6 +379,8 @@ class Registration:
             if self._location.remove(binding):
                 self._release(binding)
                 self._tell(binding, "removed", 0)
+        for binding, epoch in plan.epochs:
+            binding.epoch = epoch
         connection = hop.connection
         for new, old, granted in plan.put:
             self._put(new, old, granted, connection if new.flow else None, now)
@@ -430,30 +434,7 @@ class Registration:
         )
 
     def _headers(self, plan: Plan, hop: Hop, supported: frozenset[bytes], now: float) -> Sequence[bytes]:
-        """Return the header lines of a 200 (RFC 3261 §10.3 step 8, RFC 3327 §5.3, RFC 5626 §6)."""
-        lines = [contact_line(binding, now) for binding in self._location.bindings(plan.aor)]
-        if b"path" in supported:
-            lines += [b"Path: " + value for value in hop.path]
-            if plan.outbound and hop.connection is not None:
-                lines.append(self._own_path(hop.connection))
-        lines.append(_SUPPORTED)
-        if plan.outbound:
-            lines.append(_REQUIRE if hop.connection is None else self._require_and_timer)
-        lines.append(self.date_line())
-        return lines
-
-    def _own_path(self, connection: Connection) -> bytes:
-        """Write the Path value of a direct client, so that it may see that we keep flows (OB-SGL-03)."""
-        transport = ROUTE_TRANSPORT[connection.transport]
-        token, host = self._flows.token_of(connection), self._addresses.facing(connection)
-        return b"Path: <sip:%b@%b%b;lr;ob>" % (token, host, transport)
-
-    def date_line(self) -> bytes:
-        """Return the Date line of this second."""
-        second = int(self._wall_clock())
-        if second != self._date[0]:
-            self._date = (second, b"Date: " + formatdate(second, usegmt=True).encode("ascii"))
-        return self._date[1]
+        return self._grants.lines(self._location.bindings(plan.aor), hop, supported, plan.outbound, now)
 
     def forget(self, binding: Binding, change: str) -> None:
         """Remove a binding because its flow failed; one that was refreshed meanwhile is another object's affair."""
@@ -494,4 +475,12 @@ def _renew(old: Binding, new: Binding) -> Binding:
     old.call_id, old.cseq, old.expires_at = new.call_id, new.cseq, new.expires_at
     old.q, old.path, old.flow, old.user_agent = new.q, new.path, new.flow, new.user_agent
     old.instance, old.reg_id, old.refreshed_at = new.instance, new.reg_id, new.refreshed_at
+    old.epoch = new.epoch
     return old
+
+
+def _with_epoch(binding: Binding, epoch: int) -> Binding:
+    """Copy a binding for storage, with another epoch."""
+    copy = _renew(Binding(), binding)
+    copy.aor, copy.connection, copy.epoch = binding.aor, binding.connection, epoch
+    return copy

@@ -22,7 +22,8 @@ from edge.sip.devices import Devices
 from edge.sip.edging import Edging
 from edge.sip.forward import Routes
 from edge.sip.grammar import split_list, unfold
-from edge.sip.location import Location
+from edge.sip.gruu import Gruus
+from edge.sip.location import Binding, Location
 from edge.sip.message import Message
 from edge.sip.proxy import ProxyContext
 from edge.sip.uri import SipUri, UriCache, parse_uri, uri_equal
@@ -58,6 +59,7 @@ class TargetFinder:
         *,
         force: Force,
         devices: Devices,
+        gruus: Gruus,
         known_user: Absent,
         edging: Edging | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class TargetFinder:
         self._uris = uris
         self._known_user = known_user
         self._devices = devices
+        self._gruus = gruus
         self._edging = edging
         self.force = force  # whose clients get a token unasked
 
@@ -79,10 +82,11 @@ class TargetFinder:
         if routes.popped:
             flow = self._flow_of(connection, routes, now)
             if flow is not None:
-                return Found([[self._towards_flow(flow, message, routes.tokens[-1], now)]])
+                contact = self._contact_of(message, uri, routes)
+                return Found([[self._towards_flow(flow, contact, message, routes.tokens[-1], now)]])
         if routes.next is not None:
             self._check_allowed(connection, message, routes, now)
-            return Found([[self._towards_route(message, routes.next)]])
+            return Found([[self._towards_route(self._contact_of(message, uri, routes), routes.next)]])
         if self._edging is not None:
             return Found([[self._edging.onward(connection, message, uri, routes, now)]])
         if self._addresses.serves(uri):
@@ -98,13 +102,13 @@ class TargetFinder:
         found = self.find(connection, message, uri, routes, now)
         return found.groups[0][0] if found.groups else None
 
-    def _towards_flow(self, flow: Connection, message: Message, token: bytes, now: float) -> Target:
+    def _towards_flow(self, flow: Connection, uri: bytes, message: Message, token: bytes, now: float) -> Target:
         """Return the target that `token` means; what is too large for UDP takes a stream of the same device."""
         if flow.transport is Transport.UDP and message_size(message) > LARGEST_DATAGRAM:
             stream = self._flows.stream_beside(flow, now)
             if stream is not None:
                 flow, token = stream, self._flows.token_of(stream)
-        target = Target(message.uri, flow)
+        target = Target(uri, flow)
         target.token = token
         return target
 
@@ -138,22 +142,44 @@ class TargetFinder:
         if not self._addresses.serves_sender(message, self._uris):
             raise RemoteError(403, "relay", "Not relaying")
 
-    def _towards_route(self, message: Message, next_hop: SipUri) -> Target:
+    def _towards_route(self, uri: bytes, next_hop: SipUri) -> Target:
         if next_hop.loose:
-            if not next_hop.secure and message.uri[:5].lower() == b"sips:":  # TLS whatever the Route says (§16.6)
+            if not next_hop.secure and uri[:5].lower() == b"sips:":  # TLS whatever the Route says (§16.6)
                 next_hop = parse_uri(b"sips" + next_hop.raw[3:])
-            target = Target(message.uri, locate=next_hop)
+            target = Target(uri, locate=next_hop)
             target.sips = next_hop.secure
             return target
         target = Target(next_hop.target(), locate=next_hop)
-        target.strict = b"<" + message.uri + b">"
+        target.strict = b"<" + uri + b">"
         return target
+
+    def _contact_of(self, message: Message, uri: SipUri, routes: Routes) -> bytes:
+        """Return the Request-URI for a request whose Route says where it goes: of a GRUU the contact (RFC 5627 §6.1).
+
+        Its Path stays out, for the Route leads there already.
+        """
+        if b"gr" not in uri.parameters or self._edging is not None or not self._addresses.serves(uri):
+            return message.uri
+        named = self._gruus.read(uri)
+        found = [] if named is None else named.of(self._location.bindings(named.aor))
+        tokens = {*routes.tokens, b"" if routes.next is None else routes.next.user or b""} - {b""}
+        for binding in found:
+            if any(token in value for token in tokens for value in (binding.flow, *binding.path)):
+                return binding.contact
+        return max(found, key=_age_of).contact if found else message.uri
 
     def _towards_user(self, uri: SipUri, now: float) -> Found:
         if uri.user is None:
             return Found(status=404)
         aor = self._addresses.aor(uri)
         bindings = self._location.bindings(aor)
+        if b"gr" in uri.parameters:
+            named = self._gruus.read(uri)
+            if named is None:
+                return Found(status=404)
+            aor, bindings = named.aor, named.of(self._location.bindings(named.aor))
+            if named.epoch and not bindings:
+                return Found(status=404)
         if not bindings:
             return Found(unknown_user=aor)
         groups = self._devices.groups(bindings, uri.secure, now)
@@ -165,7 +191,7 @@ class TargetFinder:
         What is followed is taken out of `message`. Returns the groups, and whether Contacts are left (§16.7 step 4).
         """
         asked = self._uris.parse(context.message.uri)
-        if not self._addresses.serves(asked):
+        if not self._addresses.serves(asked) or b"gr" in asked.parameters:  # a device is meant, and no other (RFC 5627)
             return [], True
         if context.tried is None:
             context.tried = [asked]
@@ -200,6 +226,10 @@ class TargetFinder:
     def decide_absent(self, aor: bytes, decided: Callable[[int], None]) -> None:
         """Tell the status for a user without a binding: 404 for nobody, 480 for somebody (SIP-PRX-08)."""
         self._known_user(aor, lambda exists: decided(480 if exists else 404))
+
+
+def _age_of(binding: Binding) -> float:
+    return binding.refreshed_at
 
 
 def _read_q(value: bytes | None) -> int:

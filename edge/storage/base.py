@@ -31,7 +31,8 @@ class BindingRow:
     """One registered contact as it is kept over a restart (RFC 3261 §10.3, RFC 5626 §6).
 
     `aor` and `key` together are unique. `q` counts thousandths. `expires_at` and `refreshed_at` are seconds of the wall
-    clock since 1970, because a monotonic clock does not survive a restart. Once given to `save`, a row is not changed.
+    clock since 1970, because a monotonic clock does not survive a restart. `epoch` is that of the instance's temporary
+    GRUUs. Once given to `save`, a row is not changed.
     """
 
     aor: str
@@ -48,6 +49,7 @@ class BindingRow:
     flow: bytes
     refreshed_at: float
     user_agent: bytes
+    epoch: int = 0
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Column,
+    Connection,
     Dialect,
     Double,
     Engine,
@@ -39,7 +40,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from edge.storage.base import StorageError, UnusableUrlError
 
 SCHEMA_NAME = "edge"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ANSWER_WITHIN_S = 15  # a database that is silent this long has gone away
 LONG_STRING = 4096
 
@@ -86,6 +87,7 @@ binding = Table(
     Column("flow", Octets(LONG_STRING), nullable=False),
     Column("refreshed_at", Double, nullable=False),
     Column("user_agent", Octets(LONG_STRING), nullable=False),
+    Column("epoch", BigInteger, nullable=False, server_default="0"),  # since version 2
     sqlite_with_rowid=False,
 )
 
@@ -188,11 +190,19 @@ class Database:
         version = schema_version.c
         with self.engine.begin() as connection:
             found = connection.scalar(select(version.version).where(version.name == SCHEMA_NAME))
-            if found is None:
+            if found == 1:
+                self._add_epoch(connection)
+            if found is None or found < SCHEMA_VERSION:
                 statement = build_upsert(self.dialect, schema_version, ["name"], ["version"])
                 connection.execute(statement, [{"name": SCHEMA_NAME, "version": SCHEMA_VERSION}])
         if found is not None and found > SCHEMA_VERSION:
             raise StorageError(f"the tables are of version {found}, this program knows {SCHEMA_VERSION}")
+
+    @staticmethod
+    def _add_epoch(connection: Connection) -> None:
+        """Bring tables of version 1 to version 2."""
+        if all(column["name"] != binding.c.epoch.name for column in inspect(connection).get_columns(binding.name)):
+            connection.exec_driver_sql("ALTER TABLE binding ADD COLUMN epoch BIGINT NOT NULL DEFAULT 0")
 
 
 def probe(url: str) -> str:

@@ -38,6 +38,8 @@ from edge.sip.answers import ToTags
 from edge.sip.core import SipCore
 from edge.sip.devices import Devices
 from edge.sip.framing import SipFraming
+from edge.sip.granting import Grants
+from edge.sip.gruu import Gruus
 from edge.sip.location import Location
 from edge.sip.message import MessageLimits
 from edge.sip.registrar import Registrar, RegistrarSettings
@@ -110,22 +112,25 @@ class Edge:
     def _build_core(self) -> SipCore:
         clock, publish, uris = self.loop.time, self.bus.publish, UriCache()
         addresses, location = Addresses([DOMAIN], [self.address]), Location(self.wheel)
+        gruus = Gruus(bytes(32), os.urandom, addresses, uris)
         access = Access(
             enabled=False, addresses=addresses, authenticators={}, users=self.storage.users, cache=CredentialCache(),
-            lockout=Lockout(), uris=uris, clock=clock, publish=publish,
+            lockout=Lockout(), uris=uris, gruus=gruus, clock=clock, publish=publish,
         )  # fmt: skip
         tags = ToTags(os.urandom(16))
         registration = Registration(
             addresses=addresses, location=location,
             registrar=Registrar(location, uris, RegistrarSettings(), addresses.serves),
             access=access, flows=self.flows, uris=uris, keeper=None, trusted_edge=lambda address: False,
-            policy=RegistrationPolicy(), clock=clock, wall_clock=time.time, publish=publish,
+            policy=RegistrationPolicy(), gruus=gruus,
+            grants=Grants(addresses, self.flows, gruus, service_route=(), flow_timer=120, wall_clock=time.time),
+            clock=clock, publish=publish,
             random=os.urandom, tag_for=tags,
         )  # fmt: skip
         force = Force("streams")
         devices = Devices(addresses, self.flows, uris, force, order="recent", branches=12)
         targets = TargetFinder(
-            addresses, location, self.flows, uris, force=force, devices=devices,
+            addresses, location, self.flows, uris, force=force, devices=devices, gruus=gruus,
             known_user=lambda aor, done: done(False),
         )  # fmt: skip
         return SipCore(

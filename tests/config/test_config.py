@@ -172,6 +172,10 @@ REFUSED = [
         "[sip]\nnext_hop = 'registrar.example'",
         'sip.next_hop: expected "sip:host:port;transport=tcp", got "registrar.example"',
     ),
+    (
+        "[sip]\nservice_route = ['sip:home.example;transport=tcp']",
+        'sip.service_route[0]: expected "sip:host:port;transport=tcp;lr", got "sip:home.example;transport=tcp"',
+    ),
     ("[sip]\nnext_hop = 'sip:a.example;transport=sctp'", 'sip.next_hop: unknown transport "sctp"'),
     ("[sip]\nmax_expires = '1h'", "sip.max_expires: expected a whole number, got text"),
     ("[sip]\nmax_expires = 0", "sip.max_expires: expected a whole number >= 1, got 0"),

@@ -169,6 +169,7 @@ class Counter:
             clock=self.clock,
             random=source.randbytes,
             soon=lambda work: work(),
+            gruu_key=bytes(32),
         )
         self.stack = build_sip(self.settings, world, Addresses(domains, [("edge.example", 5060)]), self)
         self.core, self.location = self.stack.core, self.stack.location

@@ -697,3 +697,16 @@ def test_the_own_path_of_a_direct_client_names_its_flow() -> None:
     answer = counter.register(wire, flow_contact(), supported=OUTBOUND)
     assert wire.token is not None
     assert re.fullmatch(rf"<sip:{wire.token.decode()}@edge\.example:5060;transport=ws;lr;ob>", answer["Path"])
+
+
+@pytest.mark.requirement("OB-SR-01")
+def test_rfc3608_the_service_route_is_that_of_the_configuration() -> None:
+    routes = ("sip:home.example.com;transport=tcp;lr", "sip:feature@home2.example.com;lr")
+    counter = Counter(sip={"service_route": routes})
+    granted = counter.register(None, BOB)
+    fetched = counter.register(None)
+    other = counter.register(None, "<sip:carol@192.0.2.7>", user="carol")
+    for answer in (granted, fetched, other):
+        assert answer.all("Service-Route") == [f"<{uri}>" for uri in routes]
+    assert counter.register(None, "<sip:x@192.0.2.7>;q=7").get("Service-Route") is None
+    assert Counter().register(None, BOB).get("Service-Route") is None

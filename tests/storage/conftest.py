@@ -134,6 +134,7 @@ class Row:
             flow=b"f1.token",
             refreshed_at=1700000000.25,
             user_agent=b"UA/1.0",
+            epoch=2**31 - 1,
         )
         for key, value in changes.items():
             setattr(row, key, value)

@@ -69,8 +69,19 @@ async def test_tables_of_a_newer_version_are_left_alone(tmp_path: Path, opened: 
     opened(f"sqlite:///{tmp_path}/edge.db").close()
     with closing(sqlite3.connect(tmp_path / "edge.db")) as connection, connection:
         connection.execute("UPDATE edge_schema SET version = 99")
-    with pytest.raises(StorageError, match="the tables are of version 99, this program knows 1"):
+    with pytest.raises(StorageError, match="the tables are of version 99, this program knows 2"):
         Database(f"sqlite:///{tmp_path}/edge.db")
+
+
+async def test_tables_of_version_1_are_brought_up_to_date(url: str, opened: Opener, row: Row, answers: Answers) -> None:
+    first = opened(url)
+    first.bindings.save([PutBinding(row())], answers.answer)
+    assert await answers.get() == [None]
+    with first.database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE binding DROP COLUMN epoch")
+        connection.exec_driver_sql("UPDATE edge_schema SET version = 1")
+    for _ in range(2):
+        assert opened(url).bindings.load() == [row(epoch=0)]
 
 
 @pytest.mark.parametrize(
