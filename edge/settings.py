@@ -45,6 +45,7 @@ class Listen(Section, frozen=True):
     protocols: tuple[ProtocolName, ...] = ("sip", "msrp")
     proxy_protocol: tuple[str, ...] = ()
     force: Literal["", "off", "streams", "all", "never"] = ""
+    origins: tuple[str, ...] = ()
 
     @property
     def host(self) -> str:

@@ -46,6 +46,7 @@ def build_rules(
         upgrades=UpgradeRules(
             subprotocols=listen.protocols,
             tls_only=("msrp",) if settings.msrp.require_tls else (),
+            origins=listen.origins,
             max_message=limits.websocket_message,
         ),
         websocket=websocket,

@@ -47,12 +47,14 @@ def kill(server: EdgeServer) -> None:
 
 @pytest.mark.slow
 @pytest.mark.requirement("OB-REG-17")
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.interop)])
 async def test_kill_9_under_registration_load_loses_nothing_that_was_acknowledged(
-    edge_server: EdgeServerFactory,
+    edge_server: EdgeServerFactory, database: str, request: pytest.FixtureRequest
 ) -> None:
     """Twenty times, each after another number of answers, with twenty requests on their way at every moment."""
     source = random.Random(7)
-    server = edge_server(open_config(auth={"required": False}), started=False)
+    storage = {"url": request.getfixturevalue("postgres").create()} if database == "postgresql" else {}
+    server = edge_server(open_config(auth={"required": False}, storage=storage), started=False)
     acknowledged: set[str] = set()
     async with HostileUdp(("127.0.0.1", server.port)) as udp:
         port = udp.local[1]

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.conftest import EdgeServer
-from tests.server.agents import answering, exchange_messages, sip_ua
+from tests.conftest import EdgeServer, EdgeServerFactory
+from tests.server.agents import answering, exchange_messages, open_config, sip_ua
 from tests.ua.hostile import HostileClient
 from tests.ua.wait import eventually
 
@@ -193,3 +193,21 @@ async def test_rfc7118_5_2_a_wss_parameter_of_somebody_else_is_understood(server
         assert (await alice.message(bob.uri, b"in")).status == 200
         (request,) = bob.received("MESSAGE")
         assert request.split(b"\r\n")[1].startswith(b"Via: SIP/2.0/WSS ")
+
+
+@pytest.mark.requirement("SIP-WSS-05", "OB-WS-08")
+@pytest.mark.parametrize(("origin", "status"), [("https://evil.test", 403), ("https://phone.test", 101), (None, 101)])
+async def test_rfc6455_4_2_2_pages_of_other_sites_get_403(
+    edge_server: EdgeServerFactory, origin: str | None, status: int
+) -> None:
+    server = edge_server(open_config(), started=False)
+    server.write_config(
+        {**open_config(), "listen": [{"bind": f"127.0.0.1:{server.port}", "origins": ["https://phone.test"]}]}
+    )
+    server.start()
+    lines = ["GET /sip HTTP/1.1", "Host: example.com", "Upgrade: websocket", "Connection: Upgrade"]
+    lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Protocol: sip"]
+    lines += [f"Origin: {origin}"] if origin else []
+    async with HostileClient(("127.0.0.1", server.port)) as client:
+        await client.send("\r\n".join([*lines, "", ""]).encode())
+        assert (await client.read_until(b"\r\n")).startswith(b"HTTP/1.1 %d " % status)
