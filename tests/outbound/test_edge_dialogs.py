@@ -568,3 +568,34 @@ def test_rfc5626_13_what_is_too_large_for_udp_takes_a_stream_of_the_same_device(
     assert only(tcp, "MESSAGE").body == large
     rig.give(core, by_route(route, body=b"small"))
     assert only(udp, "MESSAGE").body == b"small"
+
+
+@pytest.mark.requirement("OB-FAIL-02")
+def test_a_silent_udp_flow_is_430_without_a_datagram() -> None:
+    rig, core = edge(outbound={"flow_timer": 20})
+    client = rig.wire(Transport.UDP)
+    register(rig, core, client)
+    route = recorded(rig, client, "")
+    rig.clock.advance(49)
+    rig.give(core, by_route(route))
+    rig.give(client, answer(only(client, "MESSAGE"), 200))
+    assert core.statuses("MESSAGE") == [200]
+    rig.clock.advance(51)  # past twice the Flow-Timer and the grace of 10 s
+    core.take()
+    rig.give(core, by_route(route))
+    assert core.statuses("MESSAGE") == [430]
+    assert client.take() == []
+
+
+@pytest.mark.requirement("OB-FAIL-03", "OB-FAIL-01")
+def test_a_udp_flow_that_could_not_be_sent_to_is_430_at_once_and_stays_so() -> None:
+    rig, core = edge()
+    client = rig.wire(Transport.UDP)
+    route = recorded(rig, client, "")
+    rig.give(core, by_route(route, "INVITE"))
+    client.fail("unreachable")
+    rig.run_soon()
+    assert core.statuses("INVITE") == [100, 430]
+    core.take()
+    rig.give(core, by_route(route, "INVITE"))
+    assert core.statuses("INVITE")[-1] == 430
