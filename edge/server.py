@@ -328,7 +328,7 @@ class Server:
             ports=self._ports,
             listener=self._listeners[0],
             handler=lambda connection: self._sip.framing.handler(),
-            allowed=NetworkSet((*settings.sip.allowed_networks, *settings.sip.trusted_edge_networks)).contains,
+            allowed=NetworkSet(settings.sip.reachable_networks).contains,
         )
 
     def _answer_stun(self, datagram: bytes, source: Address) -> bytes | None:

@@ -143,6 +143,16 @@ class Sip(Section, frozen=True):
         return parse_networks(self.allow_targets)
 
     @property
+    def trusted_core_networks(self) -> tuple[Network, ...]:
+        """Servers behind an edge; parsed at every call, so keep the result."""
+        return parse_networks(self.trusted_core)
+
+    @property
+    def reachable_networks(self) -> tuple[Network, ...]:
+        """All networks requests may be sent to besides public ones: ours are among them without being named twice."""
+        return (*self.allowed_networks, *self.trusted_edge_networks, *self.trusted_core_networks)
+
+    @property
     def trusted_edge_networks(self) -> tuple[Network, ...]:
         """Edges whose Path is believed; parsed at every call, so keep the result."""
         return parse_networks(self.trusted_edges)

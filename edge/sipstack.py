@@ -183,7 +183,7 @@ def _build_edging(
         without_path=outbound.without_path,
         flows=settings.limits.bindings,
     )
-    trusted_core = NetworkSet(parse_networks(settings.sip.trusted_core))
+    trusted_core = NetworkSet(settings.sip.trusted_core_networks)
     return Edging(addresses, world.flows, uris, force, chosen, trusted_core)
 
 

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from edge.config import load_settings
 from tests.conftest import ROOT, EdgeServerFactory
 from tests.ua.wait import scaled
 
@@ -28,6 +31,15 @@ def test_the_readme_sends_a_file(edge_server: EdgeServerFactory, tmp_path: Path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"bob has {len(README.encode())} octets, the same: True" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy").rglob("*.toml")), ids=lambda path: path.name)
+def test_example_configurations_can_be_used(path: Path) -> None:
+    settings = load_settings(path)
+    assert settings.domains == ("example.com",)
+    assert settings.role == {"roles/edge.toml": "edge", "roles/registrar.toml": "registrar"}.get(
+        str(path.relative_to(ROOT / "deploy")), "single"
+    )
 
 
 def test_pages_the_readme_leads_to_are_there() -> None:

@@ -91,6 +91,14 @@ async def test_a_call_goes_on_over_the_connection_its_client_came_back_with(edge
         assert len(alice.received("BYE")) == 1
 
 
+async def test_a_private_next_hop_needs_to_be_named_once(edge_server: EdgeServerFactory, home: EdgeServer) -> None:
+    next_hop = f"sip:127.0.0.1:{home.port};transport=tcp"
+    for sip, statuses in (({}, range(400, 600)), ({"trusted_core": ["127.0.0.0/8"]}, (200,))):
+        edge = edge_server({"role": "edge", "sip": {"next_hop": next_hop, **sip}})
+        async with sip_ua(edge, "alice") as alice:
+            assert (await alice.register()).status in statuses
+
+
 @pytest.mark.requirement("OB-RTE-03", "OB-FAIL-01")
 async def test_rfc5626_5_3_1_the_address_of_a_client_that_has_gone_is_not_dialled(edge: EdgeServer) -> None:
     async with AsyncExitStack() as stack:
