@@ -67,6 +67,80 @@ def without_branch(data: bytes) -> bytes:
     return re.sub(rb"\A(.*\r\nVia: [^;]*;branch=)[^\r]*", rb"\1BRANCH", data)
 
 
+INSTANCE = '"<urn:uuid:6f1c2a58-93de-4b07-8f35-0c7be41a9d22>"'
+E1_CONTACT = f"Contact: <sip:tove@10.77.3.9:51944;transport=tcp>;reg-id=1;+sip.instance={INSTANCE}"
+E1 = f"""
+REGISTER sip:example.com SIP/2.0
+Via: SIP/2.0/TCP 10.77.3.9:51944;branch=z9hG4bK-tv-r1;rport;keep
+Route: <sip:edge.example:5060;transport=tcp;lr>
+Max-Forwards: 70
+From: <sip:tove@example.com>;tag=tvA1
+To: <sip:tove@example.com>
+Call-ID: r1-8842@10.77.3.9
+CSeq: 1 REGISTER
+Supported: path, outbound, gruu
+{E1_CONTACT}
+Expires: 1800
+Content-Length: 0
+"""
+E2 = f"""
+REGISTER sip:example.com SIP/2.0
+Via: SIP/2.0/TCP edge.example:5060;branch=BRANCH
+Max-Breadth: 60
+Via: SIP/2.0/TCP 10.77.3.9:51944;branch=z9hG4bK-tv-r1;rport=40112;received=203.0.113.77;keep
+Path: <sip:TOKEN@edge.example:5060;transport=tcp;lr;ob>
+Max-Forwards: 69
+From: <sip:tove@example.com>;tag=tvA1
+To: <sip:tove@example.com>
+Call-ID: r1-8842@10.77.3.9
+CSeq: 1 REGISTER
+Supported: path, outbound, gruu
+{E1_CONTACT}
+Expires: 1800
+Content-Length: 0
+"""
+E3_HEAD = """From: <sip:tove@example.com>;tag=tvA1
+To: <sip:tove@example.com>;tag=hm-20a
+Call-ID: r1-8842@10.77.3.9
+CSeq: 1 REGISTER
+Path: <sip:TOKEN@edge.example:5060;transport=tcp;lr;ob>
+Service-Route: <sip:home.example;transport=tcp;lr>
+Supported: path, outbound
+Require: outbound"""
+E3_IN = f"""
+SIP/2.0 200 OK
+Via: SIP/2.0/TCP edge.example:5060;branch=BRANCH;received=192.0.2.11
+Via: SIP/2.0/TCP 10.77.3.9:51944;branch=z9hG4bK-tv-r1;rport=40112;received=203.0.113.77;keep
+{E3_HEAD}
+{E1_CONTACT};expires=1800
+Date: Thu, 20 Nov 2025 16:30:00 GMT
+Content-Length: 0
+"""
+E3_OUT = f"""
+SIP/2.0 200 OK
+Via: SIP/2.0/TCP 10.77.3.9:51944;branch=z9hG4bK-tv-r1;rport=40112;received=203.0.113.77;keep=120
+{E3_HEAD}
+{E1_CONTACT};expires=1800
+Date: Thu, 20 Nov 2025 16:30:00 GMT
+Flow-Timer: 120
+Content-Length: 0
+"""
+
+
+@pytest.mark.requirement("OB-EREG-01", "OB-EREG-11", "OB-EREG-14", "OB-EREG-15", "OB-KA-14", "OB-SR-02", "OB-NAT-01")
+def test_worked_examples_1_to_3_a_registration_octet_by_octet() -> None:
+    rig, core = edge()
+    tove = rig.wire(remote=("203.0.113.77", 40112))
+    token = token_of(rig, tove)
+    rig.give(tove, example(E1, token))
+    (sent,) = core.take()
+    assert without_branch(sent) == example(E2, token)
+    found = re.search(rb"branch=([^\r]*)", sent)
+    assert found is not None
+    rig.give(core, example(E3_IN.replace("BRANCH", found[1].decode()), token))
+    assert tove.take() == [example(E3_OUT, token)]
+
+
 DELIVERED = """
 Via: SIP/2.0/TCP px.brisk.example;branch=z9hG4bK-px-31;received=198.51.100.30
 Via: SIP/2.0/UDP 198.51.100.44:5060;branch=z9hG4bK-rv-9;rport=5060;received=198.51.100.44
