@@ -205,6 +205,14 @@ def test_bindings_of_one_uri_are_told_apart_by_instance_and_reg_id(rig: Rig, cor
     register(rig, client, Expires="0")
     grant(rig, core, second)
     assert (client.registered, other.registered) == (0, 1)
+    plain = rig.wire()
+    without = CONTACT.partition(";reg-id")[0]
+    register(rig, plain, without)
+    grant(rig, core, without)
+    assert plain.registered == 1
+    register(rig, plain, without, Expires="0")
+    grant(rig, core, second)
+    assert (plain.registered, other.registered) == (0, 1)
 
 
 @pytest.mark.requirement("OB-EREG-16", "OB-EREG-17")
