@@ -4,6 +4,7 @@
 # make test-compiled   the tests of compiled modules, with the compiled ones; part of `make test`
 # make lint   the linters, types and import rules alone
 # make fuzz   hostile octets for whatever reads SIP, for a bounded time  EDGE_FUZZ_SECONDS=60 is how long; see docs/operations.md
+# make chaos  two edges and a registrar, killed and cut off at random    EDGE_CHAOS_SECONDS=600 is how long, EDGE_CHAOS_SEED repeats one; needs root
 # make clean  removes what the above made; edge.db and the certificate stay
 
 SHELL := /bin/bash
@@ -21,7 +22,7 @@ SITE     = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path(
 # What runs once more with the compiled modules: all that looks at them, and the server as a process.
 COMPILED := auth connections demux fuzz msrp outbound server sip websocket test_compiled.py
 
-.PHONY: build run test test-compiled lint fuzz clean
+.PHONY: build run test test-compiled lint fuzz chaos clean
 
 build: $(VENV)/.installed
 
@@ -52,6 +53,10 @@ fuzz: $(VENV)/.installed-test
 	  echo "atheris is not to be had for this Python: changing the seeds at random instead"; \
 	  $(BIN)/python -m pytest tests/fuzz $(ARGS); \
 	fi
+
+chaos: export EDGE_CHAOS_SECONDS ?= 600
+chaos: $(VENV)/.installed-test
+	$(BIN)/python -m tests.chaos.run $(ARGS)
 
 # The stamps are newer than what was installed: a second run does nothing here.
 $(VENV)/.installed: $(SOURCES) | $(BIN)/python

@@ -1,0 +1,75 @@
+"""A short run of what `make chaos` does for ten minutes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.chaos import accounting
+from tests.chaos.world import Life
+from tests.conftest import IN_CI, PACKAGE_FOLDER, ROOT
+from tests.ua.wait import scaled
+
+SECONDS = "20"
+
+
+def can_make_namespaces() -> bool:
+    return os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("nft") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.requirement("OB-FAIL-08")
+@pytest.mark.skipif(not can_make_namespaces() and not IN_CI, reason="needs root, ip and nft")
+def test_rfc5626_every_call_flow_and_event_is_accounted_for_while_edges_and_registrar_are_killed_and_cut_off() -> None:
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([PACKAGE_FOLDER, str(ROOT)]))
+    command = [sys.executable, "-m", "tests.chaos.run", "--seconds", SECONDS]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=scaled(400))
+        finally:
+            process.terminate()  # it removes its namespaces
+    assert process.returncode == 0, output
+    assert output.endswith("all accounted for\n")
+    steady = re.search(r"^calls: (\d+), of which nothing was in the way of (\d+)$", output, re.MULTILINE)
+    assert steady is not None, output
+    assert int(steady[2]) > 0, output
+
+
+# -- the account itself: it must see what is not there, and what is there twice
+
+
+def told(*events: tuple[str, str], first: int = 1) -> Life:
+    """A process that told of these (event, flow)."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    life = Life("edge1", 0, process)
+    for number, (name, flow) in enumerate(events, first):
+        life.events.append((0.0, {"event": name, "flow": flow, "id": f"boot-{number}"}))
+    return life
+
+
+@pytest.mark.parametrize(
+    ("events", "wrong"),
+    [
+        ([("flow.up", "1"), ("flow.failed", "1")], 0),
+        ([("flow.up", "1"), ("flow.suspect", "1"), ("flow.recovered", "1"), ("flow.failed", "1")], 0),
+        ([("flow.up", "1"), ("flow.failed", "1"), ("flow.failed", "1")], 1),
+        ([("flow.up", "1"), ("flow.up", "1"), ("flow.failed", "1")], 1),
+        ([("flow.failed", "1")], 1),
+        ([("flow.replaced", "1")], 1),
+    ],
+)
+def test_the_account_sees_what_is_told_twice_and_what_never_was(events: list[tuple[str, str]], wrong: int) -> None:
+    assert len(accounting.flows_of(told(*events))[1]) == wrong
+
+
+def test_the_account_sees_a_gap() -> None:
+    assert accounting.check_events(told(("flow.up", "1"))) == []
+    assert accounting.check_events(told(("flow.up", "1"), first=2)) == ["edge1.0: ids are not in a row"]
