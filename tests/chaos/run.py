@@ -30,6 +30,7 @@ from tests.ua.wait import eventually
 CLIENTS = 10
 SETTLE_S = 3.0  # until a process that came back has its links again
 REST_S = 240.0  # above the longest clock of the servers, which is timer C
+UNTOUCHED_S = 7.0  # longer than the longest call: some have nothing in their way in every run
 QUIET_PAUSES = (0.5, 6.0)
 
 
@@ -72,8 +73,10 @@ class Chaos:
         return self._judge()
 
     async def _disturb(self) -> None:
+        """Calls and losses all the time; trouble for processes and links after a while, when some calls are over."""
         calling, losing = asyncio.create_task(self._call_at_random()), asyncio.create_task(self._lose_at_random())
         end = time.monotonic() + self.seconds
+        await asyncio.sleep(UNTOUCHED_S)
         while time.monotonic() < end:
             await asyncio.sleep(self.dice.uniform(*QUIET_PAUSES))
             if not self._busy or (len(self._busy) == 1 and self.dice.random() < 0.15):
