@@ -30,7 +30,6 @@ _NEEDED_METHODS = ("SEND", "REPORT", "AUTH")
 
 # Keys of the contract whose function this version does not have; the list shrinks as they arrive.
 _NOT_AVAILABLE: tuple[tuple[str, Callable[[Settings], bool]], ...] = (
-    ("policy.module", lambda settings: bool(settings.policy.module)),
     ("storage.location", lambda settings: settings.storage.location.startswith(("redis:", "rediss:", "valkey:"))),
 )
 _STORAGE_URL = re.compile(r"(?:(?:sqlite|postgresql|mysql)(?:\+[a-z0-9_]+)?://.*|memory:)", re.DOTALL)

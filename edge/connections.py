@@ -247,6 +247,7 @@ class ConnectionTable:
         self.send_queue = limits.send_queue
         self.udp_idle = udp_idle
         self.connections: dict[int, Connection] = {}
+        self.accept_hook: Callable[[Connection], bool] | None = None  # a policy's: may this stream come in?
         self.opened = [0] * len(Transport)
         self.live = [0] * len(Transport)
         self.closed_by_reason: dict[str, int] = {}

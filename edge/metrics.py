@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -45,6 +46,16 @@ MSRP_CODES = frozenset(map(str, _CODES))
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _MOST_WORDS = 64  # time series of one metric
 _LIST_DESCRIPTORS_EVERY_S = 60.0
+
+
+class PolicyCounts(Protocol):
+    """What is counted of an operator's policy: errors by hook, and under labels of its own."""
+
+    @property
+    def errors(self) -> Mapping[str, int]: ...
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
 
 
 class LoopLag:
@@ -101,6 +112,7 @@ class EdgeCollector:
         hooks: Callable[[], Mapping[tuple[str, str], int]] | None = None,
         missed: Callable[[], int] | None = None,
         accounting: Ledger | None = None,
+        policy: PolicyCounts | None = None,
     ) -> None:
         self.reload_successful = True
         self.reload_timestamp = 0.0
@@ -113,6 +125,7 @@ class EdgeCollector:
         self._hooks = hooks
         self._missed = missed
         self._accounting = accounting
+        self._policy = policy
         self._flows_failed: dict[str, int] = {}
         self._msrp_auth_failed: dict[str, int] = {}
         bus.subscribe(FlowFailed, self._count_flow)
@@ -188,6 +201,12 @@ class EdgeCollector:
         for (hook, result), count in self._hooks().items() if self._hooks else ():
             hooks.add_metric((hook, result), count)
         yield hooks
+        policy = self._policy
+        yield _counters(
+            "edge_policy_errors", "Hooks of the policy that raised", "hook", policy.errors if policy else {}
+        )
+        counts = fold_words(policy.counts) if policy else {}
+        yield _counters("edge_policy_counts", "What the policy counts", "label", counts)
         missed = self._missed() if self._missed else 0
         yield CounterMetricFamily("edge_event_stream_missed", "Events that readers of /api/events missed", missed)
 

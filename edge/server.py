@@ -41,6 +41,8 @@ from edge.networks import NetworkSet
 from edge.outbound.flows import FlowTable
 from edge.outbound.stun import answer as answer_stun
 from edge.outbound.token import TokenKeys
+from edge.policy.loading import load_policy
+from edge.policy.runner import PolicyRunner
 from edge.rates import SourceRate
 from edge.relayfinder import RelayFinder
 from edge.sip.addresses import Addresses
@@ -124,6 +126,8 @@ class Server:
         self._build_flows()
         self._build_sip()
         self._build_relay()
+        self._runner = PolicyRunner(self._sip, self._relay, self.table, self.bus)
+        self._runner.install(load_policy(settings.policy.module, self._source))
         self._open_ports(sockets)
         if self._sip.keeper is not None:
             alive, dead = self._sip.keeper.restore(self._sip.location)
@@ -304,7 +308,9 @@ class Server:
         for index, (listen, stream, datagram) in enumerate(sockets):
             port = stream.getsockname()[1]
             advertised = (listen.advertised_host, listen.advertised_port if listen.advertise else port)
-            rules = build_rules(listen, self._settings, self._sip, self._relay, self._tls.server)
+            rules = build_rules(
+                listen, self._settings, self._sip, self._relay, self._tls.server, self._runner.authorize
+            )
             listener = TcpListener(self.table, index, stream, advertised, rules)
             self._listeners.append(listener)
             if datagram is not None:
@@ -366,7 +372,7 @@ class Server:
         self._collector = EdgeCollector(
             self.bus, self.table, self._storage, self._lag, core=self._sip.core, relay=self._relay,
             commits=lambda: self._storage.commits, hooks=self._dispatcher.counts, missed=lambda: stream.missed,
-            accounting=self._ledger,
+            accounting=self._ledger, policy=self._runner,
         )  # fmt: skip
         self._collector.reload_timestamp = time.time()
         registry = build_registry(self._collector)
@@ -424,6 +430,7 @@ class Server:
             path = Path(self._source) if self._source != "defaults" else None
             settings = load_settings(path)
             hooks = build_hooks(settings.hooks, self._source, self._tls.client)
+            policy = load_policy(settings.policy.module, self._source)
             self._tls.reload(settings)
         except ConfigError as error:
             self._collector.reload_successful = False
@@ -433,6 +440,7 @@ class Server:
         self._dispatcher.replace(hooks)
         if self._ledger is not None:
             self._ledger.flush()  # into a new file, where the old one was moved away
+        self._runner.install(policy)
         self.table.reconfigure(settings.limits)
         if settings.outbound.token_key_bytes:
             self._flows.replace_keys(TokenKeys(settings.outbound.token_key_bytes))
@@ -449,6 +457,7 @@ class Server:
         self.table.close_all("shutdown")
         await self._dialer.close()
         await self._dispatcher.close()
+        await self._runner.close()
         await self._admin.stop()
         await self._resolver.close()
         for port in self._ports:
@@ -479,4 +488,4 @@ class Server:
         return lines
 
 
-_FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "msrp", "policy", "accounting", "admin")
+_FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "msrp", "accounting", "admin")

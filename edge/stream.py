@@ -65,6 +65,11 @@ class StreamConnection(Connection):
         if self.transport.secure and not self._identify(transport.get_extra_info("ssl_object")):
             self.fail("tls")
             return
+        accept = self.table.accept_hook
+        if accept is not None and not self.outgoing and not accept(self):
+            self.table.refuse(self.source, "policy")
+            self.fail("policy")
+            return
         transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
         if self._pauses:
             transport.pause_reading()

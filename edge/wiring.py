@@ -15,13 +15,18 @@ from edge.msrp.relay import Relay, RelaySettings
 from edge.networks import NetworkSet
 from edge.refusal import MsrpRefusal, SipDatagramRefusal, SipRefusal
 from edge.sipstack import SipStack
-from edge.websocket import UpgradeRules
+from edge.websocket import Refusal, UpgradeRequest, UpgradeRules
 
 
 def build_rules(
-    listen: Listen, settings: Settings, stack: SipStack, relay: Relay, tls: Callable[[], ssl.SSLContext]
+    listen: Listen,
+    settings: Settings,
+    stack: SipStack,
+    relay: Relay,
+    tls: Callable[[], ssl.SSLContext],
+    authorize: Callable[[UpgradeRequest], Refusal | None] | None = None,
 ) -> ListenerRules:
-    """Say what the streams of one listener may carry; `tls` gives the context of now."""
+    """Say what the streams of one listener may carry; `tls` gives the context of now, `authorize` is a policy's."""
     limits = settings.limits
     refusals: dict[Protocol, HandlerFactory] = {
         Protocol.SIP: lambda connection: SipRefusal(stack.core.limits),
@@ -48,6 +53,7 @@ def build_rules(
             tls_only=("msrp",) if settings.msrp.require_tls else (),
             origins=listen.origins,
             max_message=limits.websocket_message,
+            authorize=authorize,
         ),
         websocket=websocket,
         tls=tls,

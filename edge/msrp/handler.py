@@ -185,7 +185,7 @@ class MsrpHandler(Timed):
         identifier, paths, heads, early, start, end, total, late, answered = match.groups()
         body_at = match.end()
         if answered is not None:
-            return body_at if self._confirm(identifier, answered, now) else 0
+            return body_at if self.relay.frame_hook is None and self._confirm(identifier, answered, now) else 0
         route = self.routes.get(paths)
         if route is None or not route.valid or now >= route.expires_at or route.refused:
             return 0
@@ -200,10 +200,12 @@ class MsrpHandler(Timed):
             outbox.lanes or outbox.connecting or not outbox.connection.writable
             or len(outbox.pending) >= PENDING_LIMIT
             or length > (route.star_limit if end == b"*" else route.whole_limit)
+            or ((start != b"1" or end not in (total, b"*")) and not _is_plausible(start, end, total))
         ):  # fmt: skip
             return 0
-        if (start != b"1" or end not in (total, b"*")) and not _is_plausible(start, end, total):
-            return 0
+        hook = self.relay.frame_hook
+        if hook is not None and hook(self, None, data, position, body_at, stop, now):
+            return after + 3
         if length > MIN_PIECE and end != b"*":  # a chunk that long has to be interruptible (RFC 4975 §7.1.1)
             at = match.start(6)
             heads = data[match.start(3) : at] + b"*" + data[at + len(end) : body_at - 2]
@@ -285,10 +287,16 @@ class MsrpHandler(Timed):
 
     def handle_frame(self, frame: Frame, now: float) -> None:
         """Handle a whole frame."""
-        self.relay.forwarder.handle_frame(self, frame, now)
+        hook = self.relay.frame_hook
+        if hook is None or frame.head.error is not None or not hook(self, frame, frame.data, 0, 0, 0, now):
+            self.relay.forwarder.handle_frame(self, frame, now)
 
     def begin_send(self, head: Head, now: float) -> None:
         """Decide on a SEND whose body is still coming."""
+        hook = self.relay.frame_hook
+        if hook is not None and head.error is None and hook(self, Frame(head, b"", 0, 0), b"", -1, 0, 0, now):
+            self.incoming = None
+            return
         self.incoming = self.relay.forwarder.begin_send(self, head, now)
         if self.incoming is None and self.connection.closed:
             self.reader.stop()

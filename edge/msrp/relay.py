@@ -23,6 +23,7 @@ from edge.msrp.accounts import Accounts
 from edge.msrp.auth import Enrolment, Users
 from edge.msrp.chunker import Outbox
 from edge.msrp.forward import Forwarder
+from edge.msrp.framing import Frame
 from edge.msrp.handler import HEAD_TIMEOUT_S, MsrpHandler
 from edge.msrp.identifier import Identifiers, RandomSource
 from edge.msrp.report import Reporter
@@ -80,6 +81,11 @@ class Dial(Protocol):
     ) -> Connection:
         """Begin to open a connection."""
         ...
+
+
+# A policy's: (handler, frame if it has been read, data, where frame, body and its end are, now); True: it has it.
+# A SEND whose body is still coming is a frame without one, at -1.
+FrameHook = Callable[[MsrpHandler, Frame | None, bytes, int, int, int, float], bool]
 
 
 class RelayStats:
@@ -182,6 +188,7 @@ class Relay:
         self.gathering = False  # a read is being handled; `flush` follows
         self.dirty: list[Outbox] = []
         self.draining = False
+        self.frame_hook: FrameHook | None = None
         self._dial = dial
         self._hosts = frozenset(host for host, _ in settings.names)
         self._ports = frozenset(port for _, port in settings.names)

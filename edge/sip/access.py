@@ -82,6 +82,7 @@ class Access:
         self.enabled = enabled
         self.waiting: set[bytes] = set()
         self.failures: dict[str, int] = {}
+        self.user_hook: Callable[[Connection, bytes], Refusal | None] | None = None  # a policy's
         self._addresses = addresses
         self._authenticators = authenticators
         self._users = users
@@ -96,8 +97,15 @@ class Access:
         self._third_party_names = tuple(name.encode() for name, _, _ in agents)
         self._fallback = Fallback(fallback_s)
 
+    def asks(self, message: Message) -> bool:
+        """Whether credentials are asked for at all: the setting, or what a policy says of this request."""
+        directions = message.directions
+        return self.enabled if directions is None or directions.authorised is None else not directions.authorised
+
     def required(self, message: Message, routes: Routes) -> bool:
         """Whether a request must prove who sent it: those of our own users that open something new."""
+        if message.directions is not None and message.directions.authorised is not None:
+            return not message.directions.authorised
         if not self.enabled or (message.to_tag is not None and routes.popped):
             return False
         return self._addresses.serves_sender(message, self._uris)
@@ -105,6 +113,12 @@ class Access:
     def sender(self, message: Message) -> bytes:
         """Return the AOR a request claims to come from: what must be proven."""
         return self._addresses.aor(self._uris.parse(message.address(h.FROM).uri))
+
+    def check_registration(
+        self, connection: Connection, message: Message, aor: bytes, now: float
+    ) -> Refusal | Pending | Grant | None:
+        """Judge the credentials of a REGISTER, where any are asked for; see `check`."""
+        return self.check_request(connection, message, aor, False, now) if self.asks(message) else None
 
     def check_request(
         self, connection: Connection, message: Message, aor: bytes, proxy: bool, now: float
@@ -165,6 +179,8 @@ class Access:
     ) -> Refusal | Grant | None:
         """The user proven must be the one acted for (RFC 3261 §10.3 step 4; SIP-AUT-15, OB-3P-01)."""
         proven = verdict.username + b"@" + domain
+        if self.user_hook is not None and (refusal := self.user_hook(connection, proven)) is not None:
+            return refusal
         if proven == aor:
             return None
         if not proxy and proven in self._third_party:

@@ -37,8 +37,8 @@ class Target:
     """
 
     __slots__ = (
-        "binding", "connection", "cseq", "gone", "locate", "q", "refreshed_at", "routes", "sips", "strict", "token",
-        "uri",
+        "binding", "connection", "cseq", "failover", "gone", "locate", "q", "refreshed_at", "routes", "sips", "strict",
+        "token", "uri",
     )  # fmt: skip
 
     def __init__(self, uri: bytes, connection: Connection | None = None, locate: SipUri | None = None) -> None:
@@ -54,6 +54,7 @@ class Target:
         self.sips = False  # the topmost Route is sips (RFC 3261 §16.6 step 4)
         self.strict = b""
         self.q = 1000
+        self.failover = False  # a 503 from here leads on to the next of its group
 
     @property
     def flow(self) -> bool:
@@ -66,12 +67,16 @@ Opener = Callable[[], Connection]
 Reached = Callable[[list[Opener], int], None]
 
 
+BranchHook = Callable[["Branch", bytes, Connection], bytes]
+
+
 class Core(Protocol):
     """What a context and its branches need of the core that owns them."""
 
     transactions: Transactions
     stamper: Stamper
     max_branches: int
+    branch_hook: BranchHook | None
 
     def reach(self, target: Target, size: int, reached: Reached) -> None:
         """Find ways to a target, in the order to try them, perhaps later; none and a status when there are none."""
@@ -129,6 +134,11 @@ class Branch:
             strict=self.target.strict,
             breadth=self.breadth,
         )
+        if core.branch_hook is not None:
+            request = core.branch_hook(self, request, connection)
+            if not request:
+                context.leave_out(self, now)
+                return
         self.client = ClientTransaction(core.transactions, branch, context.server.invite, request, connection, self)
         self.client.start(now)
         wait_s = context.patience(self.target, self.group, now)
@@ -161,7 +171,12 @@ class Branch:
         seconds = _retry_after(message)
         if seconds:
             self.context.core.avoid(self.client.connection, seconds)
-        return self._try_next_address(now)
+        if self._try_next_address(now):
+            return True
+        if self.target.failover and self.group:
+            self.context.handle_flow_failure(self, 503, now)
+            return True
+        return False
 
     def handle_timeout(self, client: ClientTransaction, now: float) -> None:
         """Timer B, F or C, or silence behind our CANCEL."""

@@ -29,7 +29,7 @@ from edge.sip.addresses import Addresses
 from edge.sip.again import Again
 from edge.sip.answering import Answerer, IntervalTooSmall, ReplyFlows, check_proxy_require
 from edge.sip.answers import ToTags, build_trying, options_headers
-from edge.sip.branch import Group, Opener, Reached, Target, cancel_key
+from edge.sip.branch import BranchHook, Group, Opener, Reached, Target, cancel_key
 from edge.sip.calls import CallTable
 from edge.sip.edging import Edging, Passage
 from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
@@ -43,7 +43,7 @@ from edge.sip.repair import repair_uri
 from edge.sip.sessiontimer import REFRESHES, SessionTimers
 from edge.sip.stamping import Stamper
 from edge.sip.targets import Found, TargetFinder
-from edge.sip.transaction import State, Transactions
+from edge.sip.transaction import ClientTransaction, State, Transactions
 from edge.sip.uri import SipUri, UriCache
 
 
@@ -101,6 +101,9 @@ class SipCore:
         self._recorder = Recorder(self.stamper, flows, targets.force, None if edging is not None else trusted_edge)
         self.draining = False
         self.calls = calls
+        self.request_hook: Callable[[Connection, Message, float], bool] | None = None  # a policy's; True: it has it
+        self.response_hook: Callable[[ClientTransaction, Message, float], bool] | None = None  # True: go on
+        self.branch_hook: BranchHook | None = None
         self._reach = reach
         self._soon = soon
         self._uris = uris
@@ -157,7 +160,7 @@ class SipCore:
             or not self.addresses.wrote(via.host, via.port)
         ):
             self.stats.stray_responses += 1
-        else:
+        elif self.response_hook is None or self.response_hook(client, message, now):
             client.receive_response(message, now)
         return True
 
@@ -184,7 +187,16 @@ class SipCore:
                 transactions.retransmissions_absorbed += 1
                 connection.send(final)
                 return
+        if self.request_hook is not None and self.request_hook(connection, message, now):
+            return
         self._handle_new(connection, message, key, now)
+
+    def proceed(self, connection: Connection, message: Message, now: float) -> None:
+        """Go on with a request that a policy has held for a while."""
+        try:
+            self._handle_new(connection, message, message.key, now)
+        except RemoteError as error:
+            self._answers.refuse(connection, message, error, now)
 
     # -- refusing and answering
 

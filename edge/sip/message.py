@@ -46,12 +46,32 @@ class MessageLimits:
         object.__setattr__(self, "checked_lines", min(self.header_lines, self.vias))
 
 
+class Directions:
+    """What an operator's policy said about a request, in place of what the rules would say.
+
+    `authorised`: True asks for no credentials, False always does. `steps` are URIs: those of one step are rung
+    together, the next step follows when all have refused; with `failover` it follows only where one could not be
+    reached or answered 503. `next_hop` is the URI to send it to as it is. `token` puts a flow token in Record-Route,
+    or never does.
+    """
+
+    __slots__ = ("authorised", "failover", "next_hop", "steps", "token")
+
+    def __init__(self) -> None:
+        self.authorised: bool | None = None
+        self.token: bool | None = None
+        self.steps: list[list[bytes]] | None = None
+        self.failover = False
+        self.next_hop = b""
+
+
 class Message:
     """One SIP request (`status` 0) or response (`method` from CSeq, `uri` empty; `status` -1 where it has none)."""
 
     __slots__ = (
         "body",
         "cseq",
+        "directions",
         "error",
         "first",
         "key",
@@ -77,6 +97,7 @@ class Message:
     to_tag: bytes | None  # only after `check_request`
     key: bytes  # of its server transaction; the core's
     via: h.Via  # the topmost; only after `check_request` or `check_response`
+    directions: Directions | None  # of a policy
     error: RemoteError | None  # what is wrong with it, found while splitting
 
     def note(self, error: RemoteError) -> None:
@@ -139,7 +160,7 @@ def split_head(head: bytes, limits: MessageLimits) -> Message:
     """
     message = Message()
     lines = message.lines = head.split(b"\r\n")
-    message.error = message.to_tag = None
+    message.error = message.to_tag = message.directions = None
     message.body = message.uri = b""
     message.status = 0
     message.repeats = _NO_REPEATS

@@ -148,6 +148,14 @@ class ProxyContext:
         """Return the Path value to add to a request that leaves by `connection`, b"" for none."""
         return b""
 
+    def leave_out(self, branch: Branch, now: float) -> None:
+        """A policy does not want this branch: whatever would follow it does."""
+        self.branches.remove(branch)
+        if branch.group and not self.closed:
+            self._launch(branch.group, branch.breadth, now)
+        else:
+            self.handle_silence(branch, 480, now)
+
     # -- answers from the branches
 
     def forward(self, message: Message, now: float) -> None:

@@ -33,6 +33,9 @@ class Recorder:
 
         A connection of an edge in front of us is none: the client's flow is there, and that edge recorded it.
         """
+        directions = message.directions
+        if directions is not None and directions.token is not None:
+            return self._flows.token_of(connection) if directions.token else None
         first = (not message.repeats and b"," not in message.texts[h.VIA]) or is_first_hop(message)
         if not self._force.grants(connection, first and (routes.ob or contact_has_ob(message))):
             return None

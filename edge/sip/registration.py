@@ -101,6 +101,7 @@ class Registration:
         self._options: dict[bytes, frozenset[bytes]] = {}
         self._aors: dict[bytes, bytes] = {}
         self.refreshes = Refreshes()
+        self.hook: Callable[[Connection, Message, Plan], None] | None = None  # a policy's: raises to refuse
         self._most = policy.bindings
         location.on_expired = self._expired
         location.on_lost = lambda binding: self._gone(binding, "connection_lost")
@@ -123,7 +124,7 @@ class Registration:
         served = True
         if aor is None:
             aor, served = self._read_aor(message)
-        outcome = self._access.check_request(connection, message, aor, False, now) if self._access.enabled else None
+        outcome = self._access.check_registration(connection, message, aor, now)
         if outcome is None:
             self._proceed(connection, message, aor, served, answer, now)
         elif outcome is THIRD_PARTY:
@@ -252,6 +253,8 @@ class Registration:
         self._gruus.settle(plan, self._location.bindings(aor))
         if self._location.count >= self._most and any(old is None for _, old, _ in plan.put):
             raise Explained(503, "bindings", self._retry_line())
+        if self.hook is not None:
+            self.hook(connection, message, plan)
         return plan, hop
 
     def _remember(

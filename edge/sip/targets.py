@@ -24,7 +24,7 @@ from edge.sip.forward import Routes
 from edge.sip.grammar import split_list, unfold
 from edge.sip.gruu import Gruus
 from edge.sip.location import Binding, Location
-from edge.sip.message import Message
+from edge.sip.message import Directions, Message
 from edge.sip.proxy import ProxyContext
 from edge.sip.uri import SipUri, UriCache, parse_uri, uri_equal
 
@@ -79,6 +79,9 @@ class TargetFinder:
         Raises:
             RemoteError: 403, 404, 416 or 430; nothing leaves.
         """
+        directions = message.directions
+        if directions is not None and (directions.next_hop or directions.steps is not None):
+            return self._directed(message, directions, now)
         if routes.popped:
             flow = self._flow_of(connection, routes, now)
             if flow is not None:
@@ -93,6 +96,33 @@ class TargetFinder:
             return self._towards_user(uri, now)
         self._check_allowed(connection, message, routes, now)
         return Found([[Target(uri.target(), locate=uri)]])
+
+    def _directed(self, message: Message, directions: Directions, now: float) -> Found:
+        """Go where a policy says."""
+        if directions.next_hop:
+            return Found([[self._towards_route(message, self._uris.parse(directions.next_hop))]])
+        groups: list[Group] = []
+        q = 1000
+        for step in directions.steps or ():
+            for raw in step:
+                groups += self._groups_for(self._uris.parse(raw), q, now)
+            q -= 1
+        if directions.failover and groups:
+            targets = [target for group in groups for target in group]
+            for target in targets:
+                target.failover = True
+            return Found([targets])
+        return Found(groups)
+
+    def _groups_for(self, uri: SipUri, q: int, now: float) -> list[Group]:
+        if self._addresses.serves(uri):
+            groups = self._towards_user(uri, now).groups
+        else:
+            groups = [[Target(uri.target(), locate=uri)]]
+        for group in groups:
+            for target in group:
+                target.q = q
+        return groups
 
     def for_ack(self, connection: Connection, message: Message, routes: Routes, now: float) -> Target | None:
         """Decide where an ACK for a 2xx goes, None when nowhere (RFC 3261 §13, §17)."""

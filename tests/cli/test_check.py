@@ -63,7 +63,6 @@ def test_certificate_and_storage_are_opened(edge: Command, tmp_path: Path) -> No
             "storage.url: no/edge.db is not there, and its folder cannot be written",
         ),
         ("[storage]\nurl = 'sqlite+x:///edge.db'", "storage.url: not a usable URL"),
-        ("[policy]\nmodule = 'p:P'", "policy.module: not available in this version; remove it"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_2(edge: Command, tmp_path: Path, text: str, line: str) -> None:

@@ -216,7 +216,6 @@ REFUSED = [
     ),
     ("[admin]\nbind = '0.0.0.0:1'", "admin.token: required because admin.bind (0.0.0.0:1) is not a loopback address"),
     ("[admin]\ntoken = 'env:EDGE_TEST_UNSET'", 'admin.token: environment variable "EDGE_TEST_UNSET" is not set'),
-    ("[policy]\nmodule = 'a:B'", "policy.module: not available in this version; remove it"),
     ("[[hooks]]\nevents = ['flow.failed']", "hooks[0]: one of exec, url and call is needed, and no two of them"),
     (
         "[accounting]\nurl = 'a.jsonl'",

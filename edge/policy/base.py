@@ -1,0 +1,50 @@
+"""The class an operator derives from. A hook that is not overridden costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from edge.policy.frames import MsrpFrame
+    from edge.policy.messages import SipBranch, SipRequest, SipResponse
+    from edge.policy.views import Ended, NewConnection, Registering, Upgrading, User
+
+
+class Policy:
+    """What an operator decides. Every hook returns nothing; it calls what its argument offers, or lets things go on.
+
+    `sip_request`, `sip_response` and `ended` may be `async`: the messages that came behind on the same connection wait,
+    at most `async_queue` of a UDP flow, and one that takes longer than `async_timeout` seconds is answered 500. What a
+    hook is given is good until it returns.
+    """
+
+    async_timeout: ClassVar[float] = 5.0
+    async_queue: ClassVar[int] = 64
+
+    def connection_accepted(self, connection: NewConnection) -> None:
+        """A TCP or TLS connection came in, its client's certificate has been checked; UDP has no connections."""
+
+    def websocket_upgrade(self, upgrade: Upgrading) -> None:
+        """A client asks for a WebSocket (RFC 6455 §4.2)."""
+
+    def sip_request(self, request: SipRequest) -> Awaitable[None] | None:
+        """A new SIP request, checked but not yet authenticated; repeats, ACK and CANCEL follow theirs unasked."""
+
+    def sip_response(self, response: SipResponse) -> Awaitable[None] | None:
+        """A response to a request that was forwarded from here."""
+
+    def before_forward(self, branch: SipBranch) -> None:
+        """A request is about to leave, once for each branch."""
+
+    def registration(self, registration: Registering) -> None:
+        """Bindings of somebody who may register are about to be stored."""
+
+    def user_known(self, user: User) -> None:
+        """Somebody proved who they are, in SIP or in MSRP's AUTH."""
+
+    def msrp_frame(self, frame: MsrpFrame) -> None:
+        """An MSRP frame came: AUTH, SEND, REPORT, a response, or what nobody knows."""
+
+    def ended(self, what: Ended) -> Awaitable[None] | None:
+        """An MSRP session has ended."""
