@@ -295,7 +295,6 @@ class MsrpHandler(Timed):
         """Decide on a SEND whose body is still coming."""
         hook = self.relay.frame_hook
         if hook is not None and head.error is None and hook(self, Frame(head, b"", 0, 0), b"", -1, 0, 0, now):
-            self.incoming = None
             return
         self.incoming = self.relay.forwarder.begin_send(self, head, now)
         if self.incoming is None and self.connection.closed:
