@@ -203,8 +203,7 @@ class MsrpHandler(Timed):
             or ((start != b"1" or end not in (total, b"*")) and not _is_plausible(start, end, total))
         ):  # fmt: skip
             return 0
-        hook = self.relay.frame_hook
-        if hook is not None and hook(self, None, data, position, body_at, stop, now):
+        if self.relay.frame_hook is not None and self.relay.frame_hook(self, None, data, position, body_at, stop, now):
             return after + 3
         if length > MIN_PIECE and end != b"*":  # a chunk that long has to be interruptible (RFC 4975 §7.1.1)
             at = match.start(6)
@@ -223,12 +222,12 @@ class MsrpHandler(Timed):
         stats = self.relay.stats
         stats.sends += 1
         stats.octets += length
-        mode = early or late
-        if mode is None or mode != b"no":
+        mode = early or late or b"yes"
+        if mode != b"no":
             outbox.pending[ours] = (outbox.queued, route, heads, 0, length, _FLAGS[flag], None)
             if not outbox.outstanding.ticking:
                 outbox.outstanding.start_ticking(now)
-        if mode is None or mode == b"yes":
+        if mode == b"yes":
             if self.outbox.open is not None:
                 self.outbox.cut()
             size = route.answer_size + 2 * len(identifier)

@@ -100,7 +100,7 @@ class TargetFinder:
     def _directed(self, message: Message, directions: Directions, now: float) -> Found:
         """Go where a policy says."""
         if directions.next_hop:
-            return Found([[self._towards_route(message, self._uris.parse(directions.next_hop))]])
+            return Found([[self._towards_route(message.uri, self._uris.parse(directions.next_hop))]])
         groups: list[Group] = []
         q = 1000
         for step in directions.steps or ():
