@@ -176,6 +176,7 @@ class Outbound(Section, frozen=True):
     ob_position: Literal["last", "first", "any"] = "last"
     lenient: bool = False
     flow_order: Literal["recent", "regid"] = "recent"
+    late_flow: Annotated[float, msgspec.Meta(ge=0, le=30)] = 0.0
 
     @property
     def token_key_bytes(self) -> tuple[bytes, ...]:

@@ -26,6 +26,7 @@ from edge.sip.framing import SipFraming
 from edge.sip.granting import Grants
 from edge.sip.gruu import Gruus
 from edge.sip.keeper import BindingKeeper
+from edge.sip.latecomers import Latecomers
 from edge.sip.location import Location
 from edge.sip.message import MessageLimits
 from edge.sip.registrar import Registrar, RegistrarSettings
@@ -91,7 +92,19 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
     )
     force = _build_force(settings)
     edging = _build_edging(settings, world, addresses, uris, force)
-    targets = _build_targets(settings, world, addresses, location, uris, force, edging, gruus)
+    order, branches = settings.outbound.flow_order, settings.limits.branches
+    devices = Devices(addresses, world.flows, uris, force, order=order, branches=branches)
+    targets = TargetFinder(
+        addresses,
+        location,
+        world.flows,
+        uris,
+        force=force,
+        devices=devices,
+        gruus=gruus,
+        known_user=_known_user(world.storage.users),
+        edging=edging,
+    )
     core = SipCore(
         addresses=addresses,
         limits=_message_limits(settings),
@@ -115,10 +128,21 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         courtesies=world.courtesies,
         edging=edging,
         trusted_edge=trusted_edge,
+        latecomers=_build_latecomers(settings, world, devices, registration),
         calls=_build_calls(settings, world),
     )
     framing = _build_framing(settings, world, core)
     return SipStack(core, framing, location, registration, keeper, addresses)
+
+
+def _build_latecomers(
+    settings: Settings, world: World, devices: Devices, registration: Registration
+) -> Latecomers | None:
+    if not settings.outbound.late_flow:
+        return None
+    latecomers = Latecomers(world.wheel, devices, settings.outbound.late_flow)
+    registration.welcome = latecomers.welcome
+    return latecomers
 
 
 def _build_access(settings: Settings, world: World, addresses: Addresses, uris: UriCache, gruus: Gruus) -> Access:
@@ -135,30 +159,6 @@ def _build_access(settings: Settings, world: World, addresses: Addresses, uris: 
         gruus=gruus,
         third_party=settings.sip.third_party,
         fallback_s=settings.auth.nonce_lifetime,
-    )
-
-
-def _build_targets(
-    settings: Settings,
-    world: World,
-    addresses: Addresses,
-    location: Location,
-    uris: UriCache,
-    force: Force,
-    edging: Edging | None,
-    gruus: Gruus,
-) -> TargetFinder:
-    order, branches = settings.outbound.flow_order, settings.limits.branches
-    return TargetFinder(
-        addresses,
-        location,
-        world.flows,
-        uris,
-        force=force,
-        devices=Devices(addresses, world.flows, uris, force, order=order, branches=branches),
-        gruus=gruus,
-        known_user=_known_user(world.storage.users),
-        edging=edging,
     )
 
 

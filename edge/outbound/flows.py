@@ -134,6 +134,7 @@ class FlowTable:
         self._revive = revive
         self._flows: dict[int, Flow] = {}
         self._index: dict[Key, Registration] = {}  # those with instance and reg-id, also of flows that have ended
+        self._ended: dict[int, Flow] = {}  # by serial number, while a registration could still come back from them
         self._heirs: dict[int, int] = {}
         self._revived: set[int] = set()
         self._made: dict[bytes, int] = {}  # some of our own tokens, so that routing by them needs no cipher
@@ -343,6 +344,16 @@ class FlowTable:
         """Whether a connection is a flow already."""
         return connection.id in self._flows
 
+    def devices_of(self, token: bytes) -> list[tuple[bytes, bytes]]:
+        """Return (AOR, instance) of those registered over the flow of a token when it failed (OB-SGL-05)."""
+        identity = self._keys.unseal(token)
+        if isinstance(identity, TokenFault) or (identity.worker, identity.node, identity.boot) != self._origin:
+            return []
+        serial = self._heirs.get(identity.serial, identity.serial)
+        flow = self._flows.get(serial) or self._ended.get(serial)
+        keys = [registration.key for registration in flow.registrations] if flow is not None else []
+        return [(aor, instance) for aor, instance, reg_id in keys if reg_id]
+
     def stream_beside(self, connection: Connection, now: float) -> Connection | None:
         """Return a live stream of an instance that is registered over the UDP flow `connection`, None without one.
 
@@ -402,12 +413,13 @@ class FlowTable:
         if flow.connection is None and not flow.registrations:
             self._forget(flow)
 
-    @staticmethod
-    def _take_off(registration: Registration) -> None:
+    def _take_off(self, registration: Registration) -> None:
         flow = registration.flow
         flow.registrations = tuple(other for other in flow.registrations if other is not registration)
         if flow.connection is not None:
             flow.connection.registered -= 1
+        elif not flow.registrations:
+            self._ended.pop(flow.serial, None)
 
     def _name(self, serial: int) -> str:
         worker, _, boot = self._origin
@@ -430,6 +442,7 @@ class FlowTable:
             if self._index.get(registration.key) is not registration:
                 self._take_off(registration)
         if flow.registrations:
+            self._ended[flow.serial] = flow
             self._schedule(flow, now)
         else:
             self._forget(flow)

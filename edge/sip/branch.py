@@ -21,6 +21,7 @@ from edge.sip.transaction import NOBODY, TIMEOUT_S, TIMER_C_S, ClientTransaction
 from edge.sip.uri import SipUri
 
 if TYPE_CHECKING:
+    from edge.sip.latecomers import Waiter
     from edge.sip.proxy import ProxyContext
 
 FLOW_FAILED = 430
@@ -89,6 +90,13 @@ class Core(Protocol):
     def flow_failed(self, target: Target, now: float) -> None: ...
 
     def is_active(self, connection: Connection, now: float) -> bool: ...
+
+    def await_flow(
+        self, context: ProxyContext, target: Target, breadth: int, now: float, until: float
+    ) -> Waiter | None:
+        """Wait for the device of a target to come back, and call `handle_late_flow`; None where that is not done."""
+
+    def end_waiting(self, waiter: Waiter) -> None: ...
 
     def avoid(self, connection: Connection, seconds: float) -> None: ...
 

@@ -33,6 +33,7 @@ from edge.sip.branch import BranchHook, Group, Opener, Reached, Target, cancel_k
 from edge.sip.calls import CallTable
 from edge.sip.edging import Edging, Passage
 from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
+from edge.sip.latecomers import Latecomers, Waiter
 from edge.sip.location import Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
 from edge.sip.proxy import ProxyContext
@@ -85,6 +86,7 @@ class SipCore:
         courtesies: SourceRate | None = None,
         edging: Edging | None = None,
         trusted_edge: Callable[[str], bool] | None = None,
+        latecomers: Latecomers | None = None,
         calls: CallTable | None = None,
     ) -> None:
         self.addresses = addresses
@@ -113,6 +115,7 @@ class SipCore:
         self._timers = timers
         self._flow_timer = flow_timer
         self._edging = edging
+        self._latecomers = latecomers
         self._answers = Answerer(transactions, reach, tags, courtesies)
         self.stats = self._answers.stats
         self.answer = self._answers.answer
@@ -454,6 +457,16 @@ class SipCore:
     def avoid(self, connection: Connection, seconds: float) -> None:
         """An address asked to be left alone for a while."""
         self._reach.avoid(connection, seconds)
+
+    def await_flow(
+        self, context: ProxyContext, target: Target, breadth: int, now: float, until: float
+    ) -> Waiter | None:
+        """Have a request wait for a device that may come back (OB-TGT-12)."""
+        return self._latecomers.wait(context, target, breadth, now, until) if self._latecomers is not None else None
+
+    def end_waiting(self, waiter: Waiter) -> None:
+        """A request waits no more."""
+        waiter.latecomers.forget(waiter)
 
     def redirected(self, context: ProxyContext, message: Message) -> tuple[list[Group], bool]:
         """Return where a 3xx leads, if we follow those at all."""

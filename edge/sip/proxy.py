@@ -10,6 +10,8 @@ When all is over it lets go of the request: what lingers for late 2xx is small.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edge.connections import Connection, Transport
 from edge.sip.answers import build_answer
 from edge.sip.branch import FLOW_FAILED, Branch, Core, Group, Opener, Target
@@ -22,10 +24,14 @@ from edge.sip.sessiontimer import SessionTimers
 from edge.sip.transaction import T1, ServerTransaction, State
 from edge.sip.uri import SipUri
 
+if TYPE_CHECKING:
+    from edge.sip.latecomers import Waiter
+
 ELSEWHERE = b'Reason: SIP;cause=200;text="Call completed elsewhere"'
 _PATIENCE_S = 30.0  # below the 32 s a caller waits
 _UDP_PATIENCE_S = 8.0
 _ADDED_OCTETS = 300  # what we write into a request that leaves: Via, Record-Route
+_NOBODY: list[Waiter] = []
 # they stand in for a request that is over
 _OVER_MESSAGE = split_head(b"OVER sip:nobody SIP/2.0", MessageLimits())
 _OVER_MESSAGE.uri = b""  # no address is shown for what is over
@@ -36,8 +42,8 @@ class ProxyContext:
     """The response context of one request (§16.7). `breadth` is what Max-Breadth allows in all (RFC 5393 §5)."""
 
     __slots__ = (
-        "_declined", "_groups", "_patience_ends", "_reaching", "_refusals", "_waiting", "branches", "breadth", "call",
-        "cancelled", "core", "draft", "final_sent", "keep", "mark", "message", "record", "server", "session",
+        "_declined", "_groups", "_late", "_patience_ends", "_reaching", "_refusals", "_waiting", "branches", "breadth",
+        "call", "cancelled", "core", "draft", "final_sent", "keep", "mark", "message", "record", "server", "session",
         "source", "source_token", "tried",
     )  # fmt: skip
 
@@ -65,6 +71,7 @@ class ProxyContext:
         self._waiting: list[Group] = []  # of the same q as those under way, for want of breadth
         self._refusals: Refusals | None = None
         self._reaching = 0
+        self._late: list[Waiter] = _NOBODY  # requests for devices that may come back
         self._patience_ends = 0.0  # when the flows of a group must all have been tried
         server.user = self
 
@@ -97,8 +104,9 @@ class ProxyContext:
 
     def _launch(self, group: Group, breadth: int, now: float) -> None:
         """Send to the first flow of a group that is alive (RFC 5626 §7)."""
+        last: Target | None = None
         while group and not self.closed and len(self.branches) < self.core.max_branches:
-            target = group.pop(0)
+            target = last = group.pop(0)
             connection = target.connection
             if connection is None and not target.gone:
                 self._locate(target, group, breadth)
@@ -107,8 +115,35 @@ class ProxyContext:
                 self._send(Branch(self, target, group, [], breadth), connection, now)
                 return
             self.core.flow_failed(target, now)
-        self._note(480, None)
+        self._end_group(last, 480, breadth, now)
+
+    def _end_group(self, target: Target | None, status: int, breadth: int, now: float) -> None:
+        """No flow of a device is left: wait for it to come back, where that is wanted, or note how it ended."""
+        if target is not None and target.flow and not self.closed and (status == 480 or self._patience_ends > 0.0):
+            self._patience_ends = self._patience_ends or now + _PATIENCE_S
+            waiter = self.core.await_flow(self, target, breadth, now, self._patience_ends)
+            if waiter is not None:
+                self._late = [*self._late, waiter]
+                self._reaching += 1
+                return
+        self._note(status, None)
         self._go_on(breadth, now)
+
+    def handle_late_flow(self, waiter: Waiter, group: Group, now: float) -> None:
+        """A device that was waited for has come back over the flow in `group`, or has not come."""
+        self._late = [other for other in self._late if other is not waiter]
+        self._reaching -= 1
+        if group and not self.closed:
+            self._launch(group, waiter.breadth, now)
+        else:
+            self._note(480, None)
+            self._go_on(waiter.breadth, now)
+
+    def _end_waiting(self) -> None:
+        for waiter in self._late:
+            self.core.end_waiting(waiter)
+            self._reaching -= 1
+        self._late = _NOBODY
 
     def patience(self, target: Target, group: Group, now: float) -> float:
         """Return how many seconds to wait for any response of a flow, 0 for as long as the transaction lives.
@@ -183,6 +218,7 @@ class ProxyContext:
             self._note(status, message)
             if status >= 600:
                 self._declined = True
+                self._end_waiting()
                 self.cancel_branches([], now)
             self._go_on(branch.breadth, now)
 
@@ -193,6 +229,7 @@ class ProxyContext:
             SessionTimers.complete(message, self.session)
         if not self.final_sent:
             self.final_sent = True
+            self._end_waiting()
             self.forward(message, now)
             if len(self.branches) > 1:
                 self.cancel_branches([ELSEWHERE], now)
@@ -218,9 +255,9 @@ class ProxyContext:
         if branch.group and not self.closed:
             self._launch(branch.group, branch.breadth, now)
         else:
-            self.handle_silence(branch, self._verdict(branch.target, status, now), now)
+            self._end_group(branch.target, self._verdict(branch.target, status), branch.breadth, now)
 
-    def _verdict(self, target: Target, status: int, now: float) -> int:
+    def _verdict(self, target: Target, status: int) -> int:
         """Say what it means that the last flow of somebody failed: never 430, and no answer comes too late (OB-TGT-11).
 
         Where a token named the flow, whoever sent it may know others (OB-FAIL-12).
@@ -308,6 +345,7 @@ class ProxyContext:
     def cancel(self, reasons: list[bytes], now: float) -> None:
         """The caller sent CANCEL (§16.10)."""
         self.cancelled = True
+        self._end_waiting()
         self.cancel_branches(reasons, now)
         self._conclude(now)
 

@@ -97,6 +97,7 @@ class Registration:
         self._publish = publish
         self._random = random
         self._tag_for = tag_for
+        self.welcome: Callable[[Binding, float], None] | None = None  # told of each binding once it is answered for
         self._busy: dict[bytes, deque[Callable[[], None]]] = {}
         self._options: dict[bytes, frozenset[bytes]] = {}
         self._aors: dict[bytes, bytes] = {}
@@ -237,6 +238,12 @@ class Registration:
         lines = self._headers(plan, hop, supported, now)
         self._remember(connection, message, plan, lines, b"gruu" in supported)
         answer(connection, message, 200, lines, now)
+        self._welcome(plan, now)
+
+    def _welcome(self, plan: Plan, now: float) -> None:
+        if self.welcome is not None:
+            for new, old, _ in plan.put:
+                self.welcome(new if old is None else old, now)
 
     def _plan(
         self, connection: Connection, message: Message, aor: bytes, supported: frozenset[bytes], other: bool, now: float
@@ -360,6 +367,7 @@ class Registration:
                 self._apply(plan, hop, now)
                 self._promise_keep(message, plan, hop, now)
                 answer(connection, message, 200, self._headers(plan, hop, supported, now), now)
+                self._welcome(plan, now)
             else:
                 answer(connection, message, 500, (), now)
             self._next(aor)

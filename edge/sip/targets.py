@@ -84,6 +84,8 @@ class TargetFinder:
             return self._directed(message, directions, now)
         if routes.popped:
             flow = self._flow_of(connection, routes, now)
+            if isinstance(flow, FlowFault):
+                return Found([self._other_flows(message, uri, routes, now)])
             if flow is not None:
                 contact = self._contact_of(message, uri, routes)
                 return Found([[self._towards_flow(flow, contact, message, routes.tokens[-1], now)]])
@@ -142,8 +144,22 @@ class TargetFinder:
         target.token = token
         return target
 
-    def _flow_of(self, connection: Connection, routes: Routes, now: float) -> Connection | None:
-        """Return the flow our Route values name; None when the request is outgoing or they name none.
+    def _other_flows(self, message: Message, uri: SipUri, routes: Routes, now: float) -> Group:
+        """Return what is known of the device whose flow a token named, and which is gone (RFC 5626 §5.3.1, OB-SGL-05).
+
+        Raises:
+            RemoteError: 430 where nothing is.
+        """
+        for aor, instance in self._flows.devices_of(routes.tokens[-1]) if self._edging is None else ():
+            bindings = [b for b in self._location.bindings(aor) if b.reg_id and b.instance == instance]
+            for group in self._devices.groups(bindings, uri.secure, now) if bindings else ():
+                for target in group:
+                    target.uri = self._contact_of(message, uri, routes)
+                return group
+        raise RemoteError(430, "flow_failed")
+
+    def _flow_of(self, connection: Connection, routes: Routes, now: float) -> Connection | FlowFault | None:
+        """Return the flow our Route values name, or that it is gone; None when the request is outgoing, or without one.
 
         Two values of ours mean both sides of the dialog: the one below is where it goes (RFC 5626 §5.3.1). A single one
         that names the flow the request came on means outgoing.
@@ -154,7 +170,7 @@ class TargetFinder:
         flow = self._flows.resolve(token, now)
         if isinstance(flow, FlowFault):
             if flow is FlowFault.GONE:
-                raise RemoteError(430, "flow_failed")
+                return flow
             if flow is FlowFault.FORGED or routes.ob:
                 raise RemoteError(403, "forged_token")
             return None

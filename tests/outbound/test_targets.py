@@ -275,3 +275,38 @@ def test_rfc5627_6_2_what_goes_through_an_edge_is_recorded_without_a_token(home:
     invite = request("INVITE", "sip:bob@example.com", via=vias, Record_Route=recorded, Contact="<sip:a@10.0.0.9;ob>")
     home.rig.give(home.of["e2"], invite)
     assert home.sent("e1")[0].values("Record-Route") == ["<sip:edge.example:5060;transport=tcp;lr>", recorded]
+
+
+@pytest.mark.requirement("OB-TGT-12")
+@pytest.mark.parametrize(("late", "delivered"), [(3.0, True), (0.0, False)])
+def test_rfc3261_16_5_a_device_that_comes_back_in_time_gets_the_request(late: float, delivered: bool) -> None:
+    home = Home(outbound={"late_flow": late})
+    home.register("e1", 1)
+    home.call()
+    home.reply("e1", 430)
+    assert home.caller.statuses("INVITE") == ([100] if delivered else [100, 480])
+    home.rig.advance(1)
+    home.register("e2", 2)
+    assert [invite.uri for invite in home.sent("e2")] == (["sip:bob@10.0.0.2:5062"] if delivered else [])
+    if delivered:
+        home.reply("e2", OK)
+        assert home.caller.statuses("INVITE") == [100, 200]
+
+
+@pytest.mark.requirement("OB-TGT-12")
+@pytest.mark.parametrize("end", ["time", "cancel"])
+def test_nobody_waits_longer_than_the_caller_and_the_setting_allow(end: str) -> None:
+    home = Home(outbound={"late_flow": 3.0})
+    home.register("e1", 1)
+    invite = home.call()
+    home.reply("e1", 430)
+    if end == "cancel":
+        home.rig.give(home.caller, follow_up("CANCEL", invite))
+        assert home.caller.statuses("INVITE") == [100, 487]
+    else:
+        home.rig.advance(2.8)
+        assert home.caller.statuses("INVITE") == [100]
+        home.rig.advance(0.4)
+        assert home.caller.statuses("INVITE") == [100, 480]
+    home.register("e2", 2)
+    assert home.sent("e2") == []

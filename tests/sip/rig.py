@@ -118,6 +118,7 @@ class Rig:
         listen: tuple[Listen, ...] = (),
         seed: int = 5,
         role: Role = "single",
+        boot: int = BOOT,
     ) -> None:
         self.clock = FakeClock()
         self.started = self.clock.now
@@ -139,11 +140,13 @@ class Rig:
         )
         self.bus = bus = EventBus()
         self.table = ConnectionTable(
-            cast("asyncio.AbstractEventLoop", StillLoop(self.clock)), TableLimits(), bus, boot=BOOT
+            cast("asyncio.AbstractEventLoop", StillLoop(self.clock)), TableLimits(), bus, boot=boot
         )
         self.wheel = TimerWheel(self.clock.now, tick_s=_STEP_S)
         self.storage = MemoryStorage()
-        flows = FlowTable(self.table.connections, self.table.wheel, bus.publish, TokenKeys([KEY]), boot=BOOT)
+        flows = FlowTable(
+            self.table.connections, self.table.wheel, bus.publish, TokenKeys([KEY]), boot=boot, revive=self._revive
+        )
         world = World(
             wheel=self.wheel,
             slow_wheel=self.table.wheel,
@@ -186,6 +189,9 @@ class Rig:
 
     def note_alias(self, connection: Connection, port: int) -> None:
         self.aliases.append((connection, port))
+
+    def _revive(self, listener: int, remote: tuple[str, int]) -> Connection:
+        return self.wire(Transport.UDP, remote)
 
     # -- what a test does
 
