@@ -127,22 +127,13 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         flow_timer=settings.outbound.flow_timer,
         courtesies=world.courtesies,
         edging=edging,
-        trusted_edge=trusted_edge,
-        latecomers=_build_latecomers(settings, world, devices, registration),
         calls=_build_calls(settings, world),
     )
+    if settings.outbound.late_flow:
+        core.latecomers = Latecomers(world.wheel, devices, settings.outbound.late_flow)
+        registration.welcome = core.latecomers.welcome
     framing = _build_framing(settings, world, core)
     return SipStack(core, framing, location, registration, keeper, addresses)
-
-
-def _build_latecomers(
-    settings: Settings, world: World, devices: Devices, registration: Registration
-) -> Latecomers | None:
-    if not settings.outbound.late_flow:
-        return None
-    latecomers = Latecomers(world.wheel, devices, settings.outbound.late_flow)
-    registration.welcome = latecomers.welcome
-    return latecomers
 
 
 def _build_access(settings: Settings, world: World, addresses: Addresses, uris: UriCache, gruus: Gruus) -> Access:

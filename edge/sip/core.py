@@ -85,8 +85,6 @@ class SipCore:
         flow_timer: int = 120,
         courtesies: SourceRate | None = None,
         edging: Edging | None = None,
-        trusted_edge: Callable[[str], bool] | None = None,
-        latecomers: Latecomers | None = None,
         calls: CallTable | None = None,
     ) -> None:
         self.addresses = addresses
@@ -100,7 +98,7 @@ class SipCore:
         self.clock = clock
         self.max_branches = max_branches
         self.stamper = Stamper(addresses, flows, random(6).hex().encode("ascii"))
-        self._recorder = Recorder(self.stamper, flows, targets.force, None if edging is not None else trusted_edge)
+        self._recorder = Recorder(self.stamper, flows, targets.force, None if edging else registration.trusted_edge)
         self.draining = False
         self.calls = calls
         self.request_hook: Callable[[Connection, Message, float], bool] | None = None  # a policy's; True: it has it
@@ -115,7 +113,7 @@ class SipCore:
         self._timers = timers
         self._flow_timer = flow_timer
         self._edging = edging
-        self._latecomers = latecomers
+        self.latecomers: Latecomers | None = None  # None: no request waits for a device
         self._answers = Answerer(transactions, reach, tags, courtesies)
         self.stats = self._answers.stats
         self.answer = self._answers.answer
@@ -462,7 +460,7 @@ class SipCore:
         self, context: ProxyContext, target: Target, breadth: int, now: float, until: float
     ) -> Waiter | None:
         """Have a request wait for a device that may come back (OB-TGT-12)."""
-        return self._latecomers.wait(context, target, breadth, now, until) if self._latecomers is not None else None
+        return self.latecomers.wait(context, target, breadth, now, until) if self.latecomers is not None else None
 
     def end_waiting(self, waiter: Waiter) -> None:
         """A request waits no more."""

@@ -87,7 +87,7 @@ class Registration:
         self._flows = flows
         self._uris = uris
         self._keeper = keeper
-        self._trusted_edge = trusted_edge
+        self.trusted_edge = trusted_edge
         self._policy = policy
         self._gruus = gruus
         self._grants = grants
@@ -325,7 +325,7 @@ class Registration:
 
     def _relayed_hop(self, connection: Connection, message: Message, supported: frozenset[bytes]) -> Hop:
         path: tuple[bytes, ...] = ()
-        if message.first[h.PATH] and self._trusted_edge(connection.remote[0]):
+        if message.first[h.PATH] and self.trusted_edge(connection.remote[0]):
             path = tuple(item for value in message.values(h.PATH) for item in split_list(unfold(value)))
             if len(path) > 10 or sum(map(len, path)) > 2048:
                 raise RemoteError(400, "path", "too many Path values")
