@@ -210,6 +210,9 @@ def _check_relay(msrp: Msrp) -> Iterator[tuple[str, str]]:
     for index, method in enumerate(msrp.blocked_methods):
         if not re.fullmatch("[A-Z_]+", method) or method in _NEEDED_METHODS:
             yield f"msrp.blocked_methods[{index}]", f'"{method}" is no method that can be left out'
+    for index, name in enumerate(msrp.content_types):
+        if not re.fullmatch(r"[\w!#$&^.+-]+/([\w!#$&^.+-]+|\*)", name, re.ASCII):
+            yield f"msrp.content_types[{index}]", f'"{name}" is no media type such as "text/plain" or "image/*"'
     for index, user in enumerate(msrp.users):
         if not user or any(character.isspace() for character in user):
             yield f"msrp.users[{index}]", f'"{user}" is no user name'

@@ -222,6 +222,10 @@ class Limits(Protocol):
         ...
 
 
+def _relieve_nobody() -> int:
+    return 0
+
+
 class ConnectionTable:
     """All live connections and UDP flows, their limits and their deadlines.
 
@@ -259,6 +263,7 @@ class ConnectionTable:
         self.handshakes = 0  # of TLS, under way
         self.pending = 0  # accepted, not yet a connection: peeking, PROXY header, TLS handshake
         self.wheel = TimerWheel(self.now(), tick_s=0.5, slots=8192, wake=self._start_ticking)
+        self.relieve: Callable[[], int] = _relieve_nobody  # close what nobody needs; asked when there is no room
         self._limits = limits
         self._trusted = trusted
         self._per_source: dict[str, int] = {}
@@ -298,12 +303,15 @@ class ConnectionTable:
 
         A balancer's streams are not `limited`: whose they are is known, and counted, later (`move`).
         """
-        if self.streams + self.pending >= self._limits.connections:
+        if self._is_full() and not (self.relieve() and not self._is_full()):
             return "connection_limit"
         if limited and not self._has_room(source):
             return "source_limit"
         self._per_source[source] = self._per_source.get(source, 0) + 1
         return ""
+
+    def _is_full(self) -> bool:
+        return self.streams + self.pending >= self._limits.connections
 
     def move(self, balancer: str, source: str) -> str:
         """A stream that was counted for a balancer is one of `source`; returns "" or why it is refused."""

@@ -23,9 +23,17 @@ class RelayFinder:
     """
 
     def __init__(self, nameservers: Sequence[str], timeout_s: float, random: Callable[[int], bytes]) -> None:
-        self._client = DnsClient([parse_nameserver(text) for text in nameservers] or system_nameservers())
+        self.reload(nameservers)
         self._timeout_s = timeout_s
         self._random = random
+
+    def reload(self, nameservers: Sequence[str]) -> None:
+        """Ask other name servers from now on; none: the system's, as they are set now.
+
+        Raises:
+            ValueError: a name server that is no numeric address; nothing is changed.
+        """
+        self._client = DnsClient([parse_nameserver(text) for text in nameservers] or system_nameservers())
 
     async def find(self, host: str, secure: bool) -> list[Address]:
         """Return (name, port) pairs in the order to try them; none when the domain says that it has no relay."""

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from edge.accounting.opening import open_ledger
 from edge.admin.http import AdminServer
 from edge.admin.rows import Source
@@ -287,6 +289,7 @@ class Server:
             lockout=self._lockout,
             account=build_accounts(settings, self._account),
         )
+        self.table.relieve = self._relay.relieve
 
     def _dial_msrp(
         self, secure: bool, host: str, port: int, handler: MsrpHandler, check_address: Callable[[str], bool]
@@ -442,9 +445,13 @@ class Server:
             self._ledger.flush()  # into a new file, where the old one was moved away
         self._runner.install(policy)
         self.table.reconfigure(settings.limits)
+        self._resolver.reload(settings.sip.nameservers)
+        self._relay_finder.reload(settings.sip.nameservers)
         if settings.outbound.token_key_bytes:
             self._flows.replace_keys(TokenKeys(settings.outbound.token_key_bytes))
-        fixed = [name for name in _FIXED if getattr(settings, name) != getattr(self._settings, name)]
+        sip = msgspec.structs.replace(settings.sip, nameservers=self._settings.sip.nameservers)  # those were taken
+        now = msgspec.structs.replace(settings, sip=sip)
+        fixed = [name for name in _FIXED if getattr(now, name) != getattr(self._settings, name)]
         if fixed:
             log.warning("configuration reloaded, but these need a restart: %s", ", ".join(fixed))
         else:

@@ -209,6 +209,7 @@ class Msrp(Section, frozen=True):
     sessions_per_user: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
     octets_per_user: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
     connects_per_second: Count = 10
+    content_types: tuple[str, ...] = ()
 
     @property
     def allowed_networks(self) -> tuple[Network, ...]:

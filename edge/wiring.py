@@ -118,6 +118,7 @@ def build_relay_settings(settings: Settings, names: Iterable[Address]) -> RelayS
         sessions_per_user=msrp.sessions_per_user,
         octets_per_user=msrp.octets_per_user,
         connects_per_second=msrp.connects_per_second,
+        content_types=frozenset(name.lower().encode() for name in msrp.content_types),
         auth_failures=settings.limits.auth_failures,
     )
 

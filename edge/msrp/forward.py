@@ -6,6 +6,7 @@ What is wrong is answered in this order: headers, first To-Path URI, expiry, who
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from edge.errors import RemoteError
@@ -120,6 +121,8 @@ class Forwarder:
         """
         route = self.find_route(source, head, now)
         _check_send(head)
+        if head.has_body and self._relay.settings.content_types:
+            _check_type(head, self._relay.settings.content_types)
         self._check_refused(route, head, flag)
         if source in route.outbox.stuck:
             raise RemoteError(413, "link_full")
@@ -234,6 +237,13 @@ class Forwarder:
         requester.connection.release_use()
         if entry.method == b"AUTH":
             self._relay.enrolment.handle_forwarded_answer(requester, entry, head)
+
+
+def _check_type(head: Head, allowed: Collection[bytes]) -> None:
+    """Refuse what an operator does not want passed on (RFC 4975 §10.6)."""
+    value = (head.first(b"content-type") or b"").partition(b";")[0].strip().lower()
+    if value not in allowed and value[: value.find(b"/") + 1] + b"*" not in allowed:
+        raise RemoteError(415, "content_type_refused")
 
 
 def _check_send(head: Head) -> None:

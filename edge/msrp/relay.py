@@ -26,6 +26,7 @@ from edge.msrp.forward import Forwarder
 from edge.msrp.framing import Frame
 from edge.msrp.handler import HEAD_TIMEOUT_S, MsrpHandler
 from edge.msrp.identifier import Identifiers, RandomSource
+from edge.msrp.relief import Reliever
 from edge.msrp.report import Reporter
 from edge.msrp.route import Router
 from edge.msrp.session import OctetQuota, Session, SessionTable
@@ -41,6 +42,7 @@ class RelaySettings:
     `names` are the (host, port) pairs that mean this relay, hosts in lower case, IPv6 without brackets. `chunk_sizes`
     are limits for single next hops by (host, port), in place of `max_chunk_size`; there, in `max_message_size` and in
     the limits for a user 0 means no limit. `octets_per_user` are those that the sessions of one user send in an hour.
+    `content_types` are the only ones passed on, in lower case, `image/*` for a whole type; none: all.
     `use_path` is the host and port in URIs we issue, None: those of the listener. `one_far_path`
     refuses the use of one of our URIs towards a second far party.
     """
@@ -66,6 +68,7 @@ class RelaySettings:
     octets_per_user: int = 0
     connects_per_second: int = 10
     blocked_methods: Collection[bytes] = ()
+    content_types: Collection[bytes] = ()
 
 
 class Dial(Protocol):
@@ -195,6 +198,7 @@ class Relay:
         self._links: dict[HopKey, MsrpHandler] = {}
         self._peers: dict[str, MsrpHandler] = {}  # relays by certificate name
         self._handlers: set[MsrpHandler] = set()
+        self._reliever = Reliever()
         self._dialled: dict[MsrpHandler, tuple[float, float]] = {}
 
     # -- for the server
@@ -243,6 +247,10 @@ class Relay:
         if session is not None:
             self.table.close(session, "operator", self.clock())
         return session is not None
+
+    def relieve(self) -> int:
+        """Close connections nobody needs because there is no room for others; returns how many (RFC 4976 §6.5)."""
+        return self._reliever.relieve(self._handlers, self.clock())
 
     def drain(self) -> int:
         """Take no new sessions from now on; returns how many messages are on their way."""

@@ -62,7 +62,8 @@ class Route:
         self.expires_at = min(session.expires_at for session in sessions)
         self.whole_limit = outbox.limit
         self.star_limit = -1 if outbox.websocket else outbox.limit
-        if source.relay.settings.max_message_size or source.relay.octets.limit:
+        settings = source.relay.settings
+        if settings.max_message_size or settings.content_types or source.relay.octets.limit:
             self.whole_limit = self.star_limit = -1
         self.valid = True
         self._sessions = sessions

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edge.connections import Transport
 from edge.errors import LocalError
 from edge.msrp.target import is_permitted
+from edge.settings import Limits
 from tests.msrp.parser import parse_frames
 from tests.msrp.recorder import MINA, NORA, PABLO, TARIQ, XM, XN, Bench, E, Recorder, answer, send
 
@@ -455,6 +456,31 @@ def test_content_types_are_not_judged() -> None:
     assert parse_frames(pair.nora.take())[0]["Content-Type"] == "x/unknown"
 
 
+@pytest.mark.requirement("MSRP-RESP-07")
+@pytest.mark.parametrize(
+    ("content_type", "code"),
+    [
+        ("text/plain", "200"), ("Text/Plain;charset=utf-8", "200"), ("image/png", "200"), ("text/html", "415"),
+        ("imagex/png", "415"), ("image", "415"), ("text/plainer", "415"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [2, 50_000])
+def test_types_an_operator_does_not_want_get_415_and_go_nowhere(content_type: str, code: str, size: int) -> None:
+    pair = Pair(content_types=frozenset((b"text/plain", b"image/*")))
+    pair.far.receive(send(f"{XN} {NORA}", FAR))  # the route of the next one is known
+    assert pair.codes() == ["200"]
+    assert len(parse_frames(pair.nora.take())) == 1
+    wire = send(f"{XN} {NORA}", FAR, b"x" * size, content_type=content_type, tid="second01", mid="m2")
+    pair.far.receive(wire[:20_000])
+    if size > 20_000:
+        pair.far.receive(wire[20_000:])
+    assert pair.codes() == [code]
+    passed = b"".join(frame.body or b"" for frame in parse_frames(pair.nora.take()))
+    assert len(passed) == (size if code == "200" else 0)
+    pair.far.receive(send(f"{XN} {NORA}", FAR, None, byte_range=None, tid="third001"))  # no body, no type
+    assert pair.codes() == ["200"]
+
+
 @pytest.mark.requirement("MSRP-RESP-06")
 def test_a_size_limit_is_answered_413_at_the_crossing_octet() -> None:
     pair = Pair(max_message_size=10_000)
@@ -576,6 +602,82 @@ def test_an_answer_to_somebody_who_left_is_dropped() -> None:
 
 
 # -- connections
+
+
+class Counted(Recorder):
+    """A connection that the table counts."""
+
+    def close(self, reason: str) -> None:
+        self.end = self.end or reason
+        self.table.end(self, reason, failed=False)
+
+    @classmethod
+    def admitted(cls, bench: Bench) -> Counted | None:
+        """One more MSRP connection that has been of use; None: there was no room."""
+        if bench.table.admit("192.0.2.17"):
+            return None
+        connection = cls(bench.table, Transport.TLS, bench.clock)
+        connection.handler = handler = bench.relay.handler_for(connection)
+        bench.table.add(connection)
+        handler.succeed()
+        return connection
+
+
+@pytest.mark.requirement("MSRP-CON-13")
+def test_an_idle_connection_is_kept_for_an_hour() -> None:
+    bench = Bench()
+    idle = Counted.admitted(bench)
+    assert idle is not None
+    for _ in range(59):
+        bench.advance(60)
+        bench.table.wheel.advance(bench.clock.now)
+    assert not idle.closed
+    bench.advance(120)
+    bench.table.wheel.advance(bench.clock.now)
+    assert idle.end == "idle"
+
+
+@pytest.mark.requirement("MSRP-CON-13")
+def test_where_there_is_no_room_the_longest_idle_connection_without_a_session_goes() -> None:
+    bench = Bench()
+    bench.table.relieve = bench.relay.relieve
+    bench.table.reconfigure(Limits(connections=4))
+    owner, far, asking, spare = (Counted.admitted(bench) for _ in range(4))
+    assert owner is not None
+    assert far is not None
+    assert asking is not None
+    assert spare is not None
+    bench.open(owner, XN, NORA, lifetime=3000)
+    far.receive(send(f"{XN} {NORA}", FAR))
+    asking.uses += 1  # a request that was passed on waits for its answer
+    assert Counted.admitted(bench) is None  # nobody has been idle for long
+    bench.advance(29)
+    assert Counted.admitted(bench) is None
+    bench.advance(600)
+    spare.last_received -= 1
+    young = Counted.admitted(bench)
+    assert young is not None
+    assert spare.end == "pressure"
+    assert not owner.closed
+    assert not far.closed
+    assert not asking.closed
+    bench.advance(2)
+    assert Counted.admitted(bench) is None
+
+
+@pytest.mark.requirement("MSRP-CON-13")
+def test_the_most_recently_used_connections_stay_when_enough_others_went() -> None:
+    bench = Bench()
+    bench.table.relieve = bench.relay.relieve
+    bench.table.reconfigure(Limits(connections=20))
+    opened = []
+    for _ in range(20):
+        opened.append(Counted.admitted(bench))
+        bench.advance(1)
+    bench.advance(60)
+    assert Counted.admitted(bench) is not None
+    ends = [connection.end for connection in opened if connection is not None]
+    assert ends == ["pressure"] * 16 + [""] * 4
 
 
 @pytest.mark.requirement("MSRP-CON-03")

@@ -15,10 +15,10 @@ MODES = ["yes", "absent", "partial", "no"]
 class Pair:
     """Nora sends to Pablo, whom the relay dials."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, *, lifetime: float = 600, **options: object) -> None:
         self.bench = Bench(**options)  # type: ignore[arg-type]
         self.nora = self.bench.connect()
-        self.bench.open(self.nora, XN, NORA)
+        self.bench.open(self.nora, XN, NORA, lifetime=lifetime)
 
     def send(self, body: bytes = b"hi", mode: str = "absent", **fields: object) -> None:
         extra = "" if mode == "absent" else f"Failure-Report: {mode}"
@@ -371,4 +371,56 @@ def test_a_loss_before_the_answer_is_a_response() -> None:
     pair.pablo.close("reset")
     assert [(frame.method, frame.identifier) for frame in pair.frames()] == [("408 Next hop lost", "tid00001")]
     pair.nora.receive(wire[5000:])
+    assert pair.frames() == []
+
+
+# -- a session that expires with chunks under way
+
+
+@pytest.mark.requirement("MSRP-RPT-04", "MSRP-RPT-06", "MSRP-RPT-07")
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_not_confirmed_when_the_session_of_its_sender_expires_is_reported_once(mode: str) -> None:
+    pair = Pair(lifetime=10)
+    pair.send(mode=mode)
+    pair.pablo.drain()
+    assert len(parse_frames(pair.pablo.take())) == 1
+    pair.nora.take()
+    pair.bench.advance(9)
+    assert pair.frames() == []
+    pair.bench.advance(2)
+    assert pair.pablo.end == "unused"
+    assert reports(pair.frames()) == ([] if mode == "no" else [("1-2/2", "000 408 Next hop lost")])
+    pair.bench.advance(100)
+    assert pair.frames() == []
+
+
+@pytest.mark.requirement("MSRP-RPT-04", "MSRP-RPT-06", "MSRP-RPT-07")
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_owner_of_an_expired_session_never_confirms_is_reported_in_time(mode: str) -> None:
+    bench = Bench()
+    nora, far = bench.connect(), bench.connect()
+    bench.open(nora, XN, NORA, lifetime=10)
+    far.receive(send(f"{XN} {NORA}", FAR, extra="" if mode == "absent" else f"Failure-Report: {mode}"))
+    far.take()
+    bench.advance(11)
+    assert far.take() == b""  # its connection lives, so it may still answer
+    bench.advance(30)
+    silent = mode in ("partial", "no")
+    assert reports(parse_frames(far.take())) == ([] if silent else [("1-2/2", "000 408 Downstream timeout")])
+    bench.advance(100)
+    assert far.take() == b""
+
+
+@pytest.mark.requirement("MSRP-RPT-04", "MSRP-RPT-07")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_chunk_that_is_still_coming_when_its_session_expires_is_answered_instead(mode: str) -> None:
+    pair = Pair(lifetime=10)
+    extra = "" if mode == "absent" else f"Failure-Report: {mode}"
+    wire = send(f"{XN} {PABLO}", NORA, b"x" * 9000, extra=extra)
+    pair.nora.receive(wire[:5000])
+    pair.pablo.drain()
+    pair.bench.advance(11)
+    pair.nora.receive(wire[5000:])
+    assert [frame.method for frame in pair.frames()] == ([] if mode == "no" else ["408 Next hop lost"])
+    pair.bench.advance(100)
     assert pair.frames() == []

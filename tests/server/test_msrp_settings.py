@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import ssl
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ from contextlib import AsyncExitStack
 import pytest
 
 from edge.relayfinder import RelayFinder
-from tests.conftest import EdgeServer, EdgeServerFactory
-from tests.server.agents import USERS, counted, msrp_client, open_config
+from tests.conftest import EdgeServer, EdgeServerFactory, free_port
+from tests.server.agents import USERS, answering, counted, msrp_client, open_config, sip_ua
 from tests.ua.certs import Authority
 from tests.ua.dns import DnsServer
 from tests.ua.hostile import HostileClient
 from tests.ua.msrp import AuthFailed, MsrpEndpoint, MsrpListener
+from tests.ua.sip import SipUA
+from tests.ua.wait import eventually
 
 LIMIT = 5000
 
@@ -242,3 +245,71 @@ async def test_the_next_relay_of_an_auth_is_found_by_srv(edge_server: EdgeServer
         assert await finder.find("next.example", True) == [("r.example", 9000)]
         assert await finder.find("no.example", True) == []
         assert await finder.find("192.0.2.1", True) == [("192.0.2.1", 2855)]
+
+
+async def test_a_reload_asks_the_name_servers_that_are_set_from_then_on(edge_server: EdgeServerFactory) -> None:
+    async with MsrpListener("relay") as relay, DnsServer() as old, DnsServer() as new, AsyncExitStack() as stack:
+        server = edge_server(open_config(sip={"nameservers": [old.address], "dns_timeout": 3}), USERS)
+        alice = await stack.enter_async_context(msrp_client(server, "alice", "tcp"))
+        caller = await stack.enter_async_context(sip_ua(server, "alice"))
+        peer = await stack.enter_async_context(
+            SipUA("far", domain="far.example", transport="udp", local_host="127.0.0.1")
+        )
+        peer.on_request = answering()
+        new.set(
+            f"_msrp._tcp.next.example. 60 IN SRV 1 0 {relay.address[1]} localhost.",
+            f"_sip._udp.far.example. 60 IN SRV 1 0 {peer.address[1]} host.far.example.",
+            "host.far.example. 60 IN A 127.0.0.1",
+        )
+        (uri,) = await alice.auth()
+        assert (await caller.message("sip:x@far.example", b"hello")).status == 480
+        server.write_config(open_config(sip={"nameservers": [new.address], "dns_timeout": 3}))
+        server.signal(signal.SIGHUP)
+        await eventually(lambda: "configuration reloaded" in server.log_text())
+        assert "need a restart" not in server.log_text()
+        asked = list(old.questions)
+        assert (await caller.message("sip:x@far.example", b"hello")).status == 200
+        asking = asyncio.ensure_future(alice.request("AUTH", [uri, "msrp://next.example;tcp"]))
+        relay.respond(await relay.next_request(), 200)
+        assert (await asking).status == 200
+        assert old.questions == asked
+
+
+@pytest.mark.requirement("MSRP-RESP-07")
+async def test_an_operator_can_say_which_types_are_passed_on(edge_server: EdgeServerFactory) -> None:
+    server = edge_server(open_config(msrp={"content_types": ["Text/Plain", "image/*"]}), USERS)
+    async with AsyncExitStack() as stack:
+        alice, bob = await pair(server, stack)
+        path = [*alice.use_path, *bob.path]
+        assert 415 in (await alice.send(path, b"<p>no</p>", "text/html")).statuses
+        assert (await alice.send(path, b"\x89PNG", "image/png")).ok
+        assert bytes((await bob.next_message()).data) == b"\x89PNG"
+        await counted(server, "edge_msrp_rejected_total", reason="content_type_refused")
+        server.write_config(open_config(msrp={"content_types": ["text"]}))
+        checked = server.run("check", "--config", str(server.config_path), check=False)
+        assert checked.returncode == 2
+        assert "msrp.content_types[0]" in checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("other", ["tcp", "tls", "ws"])
+async def test_a_client_with_ipv4_and_one_with_ipv6_write_to_each_other(
+    edge_server: EdgeServerFactory, other: str
+) -> None:
+    port = free_port()
+    binds = [{"bind": f"127.0.0.1:{port}"}, {"bind": f"[::1]:{port}"}]
+    server = edge_server(open_config() | {"listen": binds}, USERS, port=port)
+    async with AsyncExitStack() as stack:
+        four = await stack.enter_async_context(msrp_client(server, "alice", "tcp"))
+        six = await stack.enter_async_context(msrp_client(server, "bob", other, host="::1"))
+        peer = await stack.enter_async_context(MsrpListener("peer", host="::1"))
+        await four.auth()
+        await six.auth()
+        assert "//[::1]:" in six.use_path[0]
+        assert "//127.0.0.1:" in four.use_path[0]
+        for sender, receiver in ((four, six), (six, four)):
+            sent = await sender.send([*sender.use_path, *receiver.path], bytes(100_000), success_report="yes")
+            assert sent.ok
+            assert (await receiver.next_message()).octets == 100_000
+            assert (await sender.next_report())["Status"] == "000 200 OK"
+        assert (await four.send([*four.use_path, peer.uri], b"dialled")).ok
+        assert bytes((await peer.next_message()).data) == b"dialled"
