@@ -36,7 +36,7 @@ ifeq ($(ARGS),)
 endif
 
 test-compiled: $(VENV)/.installed $(VENV)/.installed-test
-	EDGE_TEST_COMPILED=1 $(BIN)/python -m pytest -o 'pythonpath=$(SITE) .' -m 'not source' $(addprefix tests/,$(COMPILED))
+	EDGE_TEST_COMPILED=1 $(BIN)/python -m pytest -o 'pythonpath=$(SITE) .' -m 'not source and not slow' $(addprefix tests/,$(COMPILED))
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ _ADDED_OCTETS = 300  # what we write into a request that leaves: Via, Record-Rou
 _NOBODY: list[Waiter] = []
 # they stand in for a request that is over
 _OVER_MESSAGE = split_head(b"OVER sip:nobody SIP/2.0", MessageLimits())
+_OVER_MESSAGE.uri = b""
 _OVER_MESSAGE.uri = b""  # no address is shown for what is over
 _OVER_DRAFT = Draft(_OVER_MESSAGE, NO_ROUTES)
 
