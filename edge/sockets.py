@@ -72,12 +72,13 @@ def bind_stream(host: str, port: int) -> socket.socket:
 def tune_stream(sock: socket.socket, patience: float) -> None:
     """Prepare a TCP connection: nothing waits to be sent, and a peer that is gone without a word is found out.
 
-    `patience`: seconds in which the peer must acknowledge what was sent, or the connection fails (timed_out); one that
-    nothing is sent to is asked for by the system's keep-alives.
+    `patience`: seconds after which a receiver that takes nothing has failed (stalled: that we find out ourselves). The
+    system waits half as long again for what was sent to be acknowledged (timed_out), and asks for a peer that nothing
+    is sent to with its keep-alives.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(patience * 1000))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(patience * 1500) + 1000)
 
 
 def bind_datagram(host: str, port: int) -> socket.socket:
