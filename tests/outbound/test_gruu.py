@@ -191,6 +191,20 @@ def test_rfc5627_6_1_without_reg_id_the_newest_contact_and_then_the_others(home:
     assert len(phones[0].requests("INVITE")) == 1
 
 
+@pytest.mark.requirement("OB-GRU-07")
+@pytest.mark.parametrize(("gr", "followed"), [(f";gr={PHONE}", False), ("", True)])
+def test_rfc5627_6_1_a_redirection_by_the_device_is_not_followed(gr: str, followed: bool) -> None:
+    home = Home(sip={"recurse": True})
+    home.register("e1", 1)
+    other = home.rig.wire()
+    home.rig.roads["other.example"] = [other]
+    home.call(uri=f"sip:bob@example.com{gr}")
+    home.reply("e1", 302, extra=(("Contact", "<sip:bob@other.example>"),))
+    assert (len(other.requests("INVITE")), home.caller.statuses("INVITE")) == (
+        (1, [100]) if followed else (0, [100, 302])
+    )
+
+
 @pytest.mark.requirement("OB-GRU-08")
 def test_rfc5627_6_1_a_token_of_ours_decides_and_the_gruu_becomes_the_contact(home: Home) -> None:
     flow = home.direct(1)
