@@ -32,6 +32,7 @@ from edge.msrp.relay import Relay, RelaySettings
 from edge.outbound.flows import FlowTable
 from edge.outbound.path import Force
 from edge.outbound.token import TokenKeys
+from edge.policy.tools import Tools
 from edge.sip.access import Access
 from edge.sip.addresses import Addresses
 from edge.sip.answers import ToTags
@@ -87,6 +88,9 @@ class Edge:
         self.relay = self._build_relay()
         self.listener = TcpListener(self.table, 0, sock, self.address, self._rules())
         self.lag = LoopLag(self.loop)
+        self.tools = Tools(self.core, self.relay, self.bus)
+        self.tools.errors["sip_request"] = 1
+        self.tools.count("greetings")
         self.collector = EdgeCollector(
             self.bus,
             self.table,
@@ -97,6 +101,7 @@ class Edge:
             commits=lambda: 17,
             hooks=lambda: {("firewall", "done"): 3},
             missed=lambda: 2,
+            policy=self.tools,
         )
         self.listening, self.draining = True, False
         self.source = Source(
