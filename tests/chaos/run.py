@@ -157,8 +157,8 @@ class Chaos:
         steady = self.diary.is_steady(phone, since, until) and self.diary.is_calm("registrar", since, until)
         reachable = [self.diary.is_steady(other, since, until) for other in record.callee.phones]
         answered = next((p for p in record.callee.phones if p.ua is record.answering), None)
-        if answered is not None:  # from then on it has only that way
-            steady = steady and self.diary.is_steady(answered, since, until)
+        if record.answering is not None:  # from then on it has only that way, and no other if that was lost
+            steady = steady and answered is not None and self.diary.is_steady(answered, since, until)
         return steady and any(reachable), steady and all(reachable)
 
     def _now(self) -> float:

@@ -303,7 +303,9 @@ class UdpEndpoint(asyncio.DatagramProtocol):
         return self._links[remote]
 
     def send(self, data: bytes, remote: Address) -> None:
-        """Send one datagram."""
+        """Send one datagram. Raises ConnectionError on a socket that was closed."""
+        if self.closed.is_set() or self._wire.is_closing():
+            raise ConnectionError("the UDP socket is closed")
         self._wire.sendto(data, remote)
 
     async def close(self) -> None:
