@@ -30,7 +30,7 @@ run: $(VENV)/.installed
 	@exec $(BIN)/edge serve $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/chaos $(ARGS)
 ifeq ($(ARGS),)
 	@$(MAKE) --no-print-directory test-compiled
 endif
