@@ -29,7 +29,7 @@ build: $(VENV)/.installed
 run: $(VENV)/.installed
 	@exec $(BIN)/edge serve $(ARGS)
 
-test: lint
+test: lint $(VENV)/.installed
 	$(BIN)/python -m pytest --ignore=tests/chaos $(ARGS)
 ifeq ($(ARGS),)
 	@$(MAKE) --no-print-directory test-compiled
