@@ -159,6 +159,13 @@ def test_rfc3261_17_1_2_2_a_request_is_sent_eleven_times_on_udp_and_no_408_follo
     assert call.rig.idle()
 
 
+@pytest.mark.requirement("SIP-TXN-21")
+def test_rfc4320_4_2_a_408_from_further_on_is_not_passed_up() -> None:
+    call = Call("MESSAGE")
+    call.reply(408)
+    assert call.caller.statuses() == []
+
+
 @pytest.mark.requirement("SIP-TXN-07")
 def test_rfc3261_17_1_2_2_a_provisional_makes_the_gap_t2() -> None:
     call = Call("MESSAGE")
