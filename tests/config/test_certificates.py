@@ -3,6 +3,7 @@
 import datetime as dt
 import ipaddress
 import ssl
+import warnings
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,36 @@ def test_a_client_that_does_not_trust_it_refuses(pair: tuple[Path, Path]) -> Non
         handshake(load_ssl_context(*pair), client_ssl_context())
 
 
-def test_versions_before_tls_1_2_are_refused(pair: tuple[Path, Path]) -> None:
-    assert load_ssl_context(*pair).minimum_version == ssl.TLSVersion.TLSv1_2
-    assert client_ssl_context(pair[0]).minimum_version == ssl.TLSVersion.TLSv1_2
+def speaks(version: ssl.TLSVersion, context: ssl.SSLContext, other: ssl.SSLContext) -> str | None:
+    """What a context and one that offers nothing but `version` agree on, where no cipher policy forbids it."""
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    other.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        other.minimum_version = other.maximum_version = version
+    server, client = (other, context) if context.protocol is ssl.PROTOCOL_TLS_CLIENT else (context, other)
+    return handshake(server, client).version()
+
+
+@pytest.mark.requirement("SIP-TLS-01")
+@pytest.mark.parametrize(("version", "good"), [("TLSv1", False), ("TLSv1_1", False), ("TLSv1_2", True)])
+def test_rfc8996_versions_before_tls_1_2_are_refused_in_both_roles(
+    pair: tuple[Path, Path], version: str, good: bool
+) -> None:
+    """The version alone decides: a system's policy for ciphers would refuse the old ones by itself."""
+    for ours in (load_ssl_context, client_ssl_context):
+        if ours is load_ssl_context:
+            context, other = load_ssl_context(*pair), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            other.load_verify_locations(pair[0])
+            other.check_hostname = False
+        else:
+            context, other = client_ssl_context(pair[0]), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            other.load_cert_chain(*pair)
+        if good:
+            assert speaks(ssl.TLSVersion[version], context, other) == "TLSv1.2"
+        else:
+            with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version|unsupported.protocol"):
+                speaks(ssl.TLSVersion[version], context, other)
 
 
 def test_a_client_certificate_is_optional_but_verified(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -157,6 +185,8 @@ def test_facts_for_people(pair: tuple[Path, Path]) -> None:
         ([("DNS", "*.example.com")], "sip.example.com", False),
         ([("DNS", "example.com")], "sip.example.com", False),
         ([("DNS", "b.example")], "cn.example", False),
+        ([("IP Address", "192.0.2.1")], "cn.example", False),
+        ([("email", "a@cn.example")], "cn.example", False),
         ([], "cn.example", True),
         ([("IP Address", "2001:DB8:0:0:0:0:0:1")], "2001:db8::1", True),
         ([("DNS", "b.example"), ("IP Address", "192.0.2.1")], "192.0.2.2", False),

@@ -222,14 +222,18 @@ def test_from_must_be_the_user_who_proved_it() -> None:
     assert [event.reason for event in counter.events if event.name == "auth.failed"] == ["identity"]
 
 
-def test_too_many_wrong_passwords_of_a_source_are_refused_unread() -> None:
+@pytest.mark.requirement("SIP-DOS-03")
+def test_too_many_wrong_passwords_of_a_source_are_refused_unread_for_a_minute() -> None:
     counter, data = Counter(users=USERS), register(BOB)
     wire, statuses = counter.wire(remote=("203.0.113.9", 5060)), []
     for _ in range(25):
         challenge = counter.ask(wire, data)
         statuses.append(counter.ask(wire, with_credentials(data, challenge, "bob", "guess")).status)
     assert statuses == [401] * 20 + [403] * 5
+    assert log_in(counter, wire, register(BOB)).status == 403  # knows it now, and must not find out so soon
     assert log_in(counter, counter.wire(), register(BOB)).status == 200
+    counter.advance(61)
+    assert log_in(counter, wire, register(BOB)).status == 200
 
 
 def test_a_realm_of_several_domains_keeps_their_users_apart() -> None:

@@ -94,6 +94,18 @@ def test_a_request_has_no_more_branches_than_allowed() -> None:
     assert fork.caller.statuses() == [100, 486]
 
 
+@pytest.mark.requirement("SIP-LOP-06")
+def test_a_redirection_adds_no_branch_beyond_those_allowed() -> None:
+    fork = Fork("1", "1", rig=Rig(sip={"recurse": True}, limits={"branches": 2}))
+    far = fork.rig.wire()
+    fork.rig.roads["far.example"] = [far]
+    fork.ring()
+    fork.reply(0, 302, extra=(("Contact", "<sip:x@far.example>"),))
+    assert (far.sent, fork.caller.statuses()) == ([], [100])
+    fork.reply(1, 486)
+    assert (far.sent, fork.caller.statuses()) == ([], [100, 486])
+
+
 # ------------------------------------------------------------------------------------------ answers
 
 
@@ -206,16 +218,32 @@ def test_rfc3261_16_7_a_redirection_is_followed_where_we_are_told_to() -> None:
 
 
 @pytest.mark.requirement("SIP-PRX-27")
-def test_rfc3261_16_9_a_lost_caller_cancels_nothing() -> None:
+@pytest.mark.parametrize("transport", [Transport.UDP, Transport.TCP])
+def test_rfc3261_16_9_a_lost_caller_cancels_nothing(transport: Transport) -> None:
+    fork = Fork("1", "1")
+    fork.caller = fork.rig.wire(transport)
+    fork.ring()
+    fork.reply(0, 180)
+    fork.caller.fail("reset")
+    fork.rig.run_soon()
+    fork.reply(0, 183)  # cannot be delivered, nor can the next
+    fork.reply(1, 486)
+    fork.rig.advance(20)
+    assert [callee.requests("CANCEL") for callee in fork.callees] == [[], []]
+    fork.rig.advance(C_S)
+    assert len(fork.callees[0].requests("CANCEL")) == 1
+
+
+@pytest.mark.requirement("SIP-PRX-27", "SIP-CAN-01")
+def test_rfc3261_16_10_a_caller_who_lost_its_link_still_can_cancel() -> None:
     fork = Fork("1")
     fork.ring()
     fork.reply(0, 180)
     fork.caller.fail("reset")
     fork.rig.run_soon()
-    fork.reply(0, 183)
-    fork.rig.advance(20)
-    assert fork.callees[0].requests("CANCEL") == []
-    fork.rig.advance(C_S)
+    fork.caller = fork.rig.wire()
+    fork.cancel()
+    assert fork.caller.statuses("CANCEL") == [200]
     assert len(fork.callees[0].requests("CANCEL")) == 1
 
 
@@ -288,6 +316,30 @@ def test_rfc3263_4_3_silence_moves_on_and_any_answer_does_not() -> None:
         rig.give(polite, answer(polite.requests(method)[-1], status))
         rig.advance(33)
     assert silent.sent == []
+
+
+@pytest.mark.requirement("SIP-DNS-07")
+@pytest.mark.parametrize("transport", [Transport.UDP, Transport.TCP])
+def test_rfc3263_4_3_an_address_that_spoke_is_not_given_up_for_another(transport: Transport) -> None:
+    """Timer F of both transactions ends at once, in no order; among fifty there are all orders."""
+    rig = Rig()
+    slow, spare = rig.wire(transport), rig.wire()
+    rig.roads["far.example"] = [slow, spare]
+    caller = rig.wire()
+    for _ in range(50):
+        rig.give(caller, request("MESSAGE", "sip:x@far.example"))
+        rig.give(slow, answer(slow.requests("MESSAGE")[-1], 100))
+    rig.advance(33)
+    assert rig.transactions.clients == {}  # it is over for all of them
+    assert (spare.sent, caller.statuses()) == ([], [100] * 50)
+    rig.roads["far.example"] = [slow, spare]
+    slow.take()
+    rig.give(caller, request("INVITE", "sip:x@far.example"))
+    rig.give(slow, answer(slow.requests("INVITE")[-1], 100))
+    slow.fail("reset")
+    rig.run_soon()
+    rig.advance(40)
+    assert spare.sent == []
 
 
 @pytest.mark.requirement("SIP-PRX-19")
