@@ -196,6 +196,7 @@ class SessionClosed(Event):
     user: str
     connection: str
     reason: str
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,15 @@ class AccountingChanged(Event):
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyEvent(Event):
+    """Something an operator's policy reports: `policy.` and its label are the name, `details` what it wants to say."""
+
+    name: ClassVar[str] = "policy."
+    label: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
 EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
 
 
@@ -223,7 +233,14 @@ def events_named(pattern: str) -> list[type[Event]]:
     """Find the events of a name, or of all names that begin with what stands before a `*` at the end."""
     if pattern.endswith("*"):
         return [kind for name, kind in EVENTS.items() if name.startswith(pattern[:-1])]
+    if pattern.startswith(PolicyEvent.name) and len(pattern) > len(PolicyEvent.name):
+        return [PolicyEvent]
     return [EVENTS[pattern]] if pattern in EVENTS else []
+
+
+def event_name(event: Event) -> str:
+    """Return the name of an event; that of a policy's has its label in it."""
+    return event.name + event.label if isinstance(event, PolicyEvent) else event.name
 
 
 def event_fields(event: Event) -> dict[str, Any]:

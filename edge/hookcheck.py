@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from edge.events import EVENTS, Event, events_named
+from edge.events import EVENTS, Event, PolicyEvent, events_named
 from edge.settings import Accounting, Hook
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -83,5 +83,5 @@ def _check_filter(hook: Hook, key: str) -> Iterator[tuple[str, str]]:
     kinds: list[type[Event]] = [kind for pattern in hook.events for kind in events_named(pattern)]
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     for name in hook.filter:
-        if kinds and name not in known:
+        if kinds and name not in known and PolicyEvent not in kinds:  # what those say is the policy's own affair
             yield f"{key}.filter.{name}", f"none of these events has it; they have {', '.join(sorted(known))}"

@@ -16,7 +16,6 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from http import HTTPStatus
 
 from edge.connections import Address, Connection, ConnectionTable, Handler, Transport
 from edge.demux import Decision, Protocol, StreamSniffer, is_tls
@@ -25,7 +24,7 @@ from edge.proxyprotocol import ProxyReader
 from edge.sockets import tune_stream
 from edge.stream import LINGER_S, StreamConnection
 from edge.timers import Timed
-from edge.websocket import Refusal, UpgradeRules, WebSocketUpgrade
+from edge.websocket import Refusal, Upgrade, UpgradeRequest, UpgradeRules, WebSocketUpgrade
 
 log = logging.getLogger("edge.conn")
 
@@ -39,6 +38,7 @@ _TLS_1_2 = b"\x03\x03"  # what 1.3 says there too
 _DISCARD = 65536
 
 HandlerFactory = Callable[[Connection], Handler]
+Authorize = Callable[[Connection, UpgradeRequest, Callable[[Refusal | None], None]], None]
 
 
 @dataclass(slots=True)
@@ -46,6 +46,7 @@ class ListenerRules:
     """What one listener lets in, and how long it waits. Times in seconds.
 
     `handlers` serve a protocol, `refusals` answer it on a connection whose transport is not among `transports`.
+    `authorize` is asked last about a WebSocket, before the 101 (RFC 7118 §7); it calls back at once or later.
     """
 
     transports: frozenset[Transport]
@@ -61,6 +62,7 @@ class ListenerRules:
     start_line_timeout: float = 10.0
     handshakes: int = 1000
     refusals: Mapping[Protocol, HandlerFactory] = field(default_factory=dict)
+    authorize: Authorize | None = None
 
 
 class TcpListener:
@@ -351,20 +353,25 @@ class Sniffer(Timed):
 class Upgrader(Timed):
     """The handler of a connection that started with HTTP: a WebSocket handshake, in time, or a short refusal."""
 
-    __slots__ = ("_connection", "_listener", "_upgrade")
+    __slots__ = ("_connection", "_late", "_listener", "_upgrade", "_waits")
 
     def __init__(self, listener: TcpListener, secure: bool) -> None:
         self._slot = None
         self._connection: Connection | None = None
         self._listener = listener
+        self._waits = False  # for somebody to decide
+        self._late = b""  # what came meanwhile
         upgrades = listener.rules.upgrades
         if (Transport.WSS if secure else Transport.WS) not in listener.rules.transports:
-            upgrades = replace(upgrades, authorize=lambda request: Refusal(HTTPStatus.FORBIDDEN))
+            upgrades = replace(upgrades, closed=True)
         self._upgrade = WebSocketUpgrade(upgrades, secure=secure)
 
     def receive_data(self, connection: Connection, data: bytes, now: float) -> None:
         """Collect the request; answer it."""
         assert isinstance(connection, StreamConnection)
+        if self._waits:
+            self._late += data
+            return
         upgrade = self._upgrade.receive_data(data)
         wheel = self._listener.table.wheel
         if upgrade is None:
@@ -373,6 +380,29 @@ class Upgrader(Timed):
                 wheel.start(self, now + self._listener.rules.handshake_timeout)
             return
         wheel.stop(self)
+        authorize = self._listener.rules.authorize
+        if upgrade.accepted is None or authorize is None:
+            self._end(connection, upgrade, now)
+        else:
+            self._ask(connection, upgrade, upgrade.accepted, authorize)
+
+    def _ask(
+        self, connection: StreamConnection, upgrade: Upgrade, accepted: UpgradeRequest, authorize: Authorize
+    ) -> None:
+        """Let somebody else decide; nothing is read meanwhile."""
+        self._waits = True
+        connection.pause_reading()
+
+        def decided(refusal: Refusal | None) -> None:
+            self._waits = False
+            connection.resume_reading()
+            if not connection.closed:
+                chosen = upgrade if refusal is None else upgrade.refused(refusal)
+                self._end(connection, chosen, self._listener.table.now())
+
+        authorize(connection, accepted, decided)
+
+    def _end(self, connection: StreamConnection, upgrade: Upgrade, now: float) -> None:
         secure = connection.transport.secure
         wanted = Transport.WSS if secure else Transport.WS
         connection.write(upgrade.response)
@@ -386,8 +416,8 @@ class Upgrader(Timed):
         connection.handler = stream
         connection.codec = stream
         WebSocketPings(connection, stream.handle_ping_timer).start(now)
-        if upgrade.rest:
-            stream.receive_data(connection, upgrade.rest, now)
+        if upgrade.rest or self._late:
+            stream.receive_data(connection, upgrade.rest + self._late, now)
 
     def receive_eof(self, connection: Connection, now: float) -> bool:
         """A half-sent request is dropped."""

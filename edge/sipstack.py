@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from edge.auth.authenticator import Authenticator
 from edge.auth.credentials import Credential, CredentialCache
@@ -18,7 +19,7 @@ from edge.rates import SourceBlocks, SourceRate
 from edge.sip.access import Access
 from edge.sip.addresses import Addresses
 from edge.sip.answers import ToTags
-from edge.sip.calls import CallTable
+from edge.sip.calls import CallTable, Write
 from edge.sip.core import Reach, SipCore
 from edge.sip.devices import Devices
 from edge.sip.edging import EdgeSettings, Edging
@@ -74,6 +75,7 @@ class SipStack:
     registration: Registration
     keeper: BindingKeeper | None
     addresses: Addresses
+    watch_calls: Callable[[Write], CallTable]  # makes a table of calls that tells `write` of them
 
 
 def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Reach) -> SipStack:
@@ -133,7 +135,7 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         core.latecomers = Latecomers(world.wheel, devices, settings.outbound.late_flow)
         registration.welcome = core.latecomers.welcome
     framing = _build_framing(settings, world, core)
-    return SipStack(core, framing, location, registration, keeper, addresses)
+    return SipStack(core, framing, location, registration, keeper, addresses, partial(_new_calls, settings))
 
 
 def _build_access(settings: Settings, world: World, addresses: Addresses, uris: UriCache, gruus: Gruus) -> Access:
@@ -257,7 +259,11 @@ def _build_calls(settings: Settings, world: World) -> CallTable | None:
     accounting = settings.accounting
     if world.account is None or not {"call", "answer"} & set(accounting.records):
         return None
-    return CallTable(world.account, accounting.calls, accounting.call_limit)
+    return _new_calls(settings, world.account)
+
+
+def _new_calls(settings: Settings, write: Write) -> CallTable:
+    return CallTable(write, settings.accounting.calls, settings.accounting.call_limit)
 
 
 def _message_limits(settings: Settings) -> MessageLimits:

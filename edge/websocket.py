@@ -85,7 +85,7 @@ class UpgradeRules:
         paths: which subprotocols a path serves; other paths serve all.
         origins: allowed values of Origin when a client sends one; empty allows any.
         max_message: octets of an incoming message.
-        authorize: asked last, before the 101; None lets the client in (RFC 7118 §7).
+        closed: whether clients are turned away with 403 whatever they ask for.
     """
 
     subprotocols: Collection[str] = ("sip", "msrp")
@@ -93,7 +93,7 @@ class UpgradeRules:
     paths: Mapping[str, Collection[str]] = field(default_factory=lambda: {"/sip": ("sip",), "/msrp": ("msrp",)})
     origins: Collection[str] = ()
     max_message: int = 1 << 20
-    authorize: Callable[[UpgradeRequest], Refusal | None] | None = None
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,10 @@ class Upgrade:
     accepted: UpgradeRequest | None
     rest: bytes
     max_message: int
+
+    def refused(self, refusal: Refusal) -> Upgrade:
+        """Return the end of the same handshake with a refusal."""
+        return Upgrade(refusal.status, _refuse(refusal.status, refusal.headers), None, b"", 0)
 
     def open_stream(self, inner: Handler) -> WebSocketStream:
         """Return the handler and codec of the connection; `inner` gets one call for each message."""
@@ -138,9 +142,8 @@ class WebSocketUpgrade:
         try:
             request = _read_request(protocol, self._buffer[:end])
             wanted = _check_request(request, rules, self._secure)
-            refusal = rules.authorize(wanted) if rules.authorize is not None else None
-            if refusal is not None:
-                return Upgrade(refusal.status, _refuse(refusal.status, refusal.headers), None, rest, 0)
+            if rules.closed:
+                raise RemoteError(403, "http_closed")
             return Upgrade(101, _accept(protocol, request, wanted, rules), wanted, rest, rules.max_message)
         except RemoteError as error:
             return Upgrade(error.status, _refuse(error.status), None, rest, 0)

@@ -9,13 +9,13 @@ from edge.config import Listen, Settings
 from edge.connections import Address, Connection, Handler, Transport
 from edge.datagram import DatagramHandler
 from edge.demux import Protocol
-from edge.listener import HandlerFactory, ListenerRules
+from edge.listener import Authorize, HandlerFactory, ListenerRules
 from edge.msrp.accounts import Accounts
 from edge.msrp.relay import Relay, RelaySettings
 from edge.networks import NetworkSet
 from edge.refusal import MsrpRefusal, SipDatagramRefusal, SipRefusal
 from edge.sipstack import SipStack
-from edge.websocket import Refusal, UpgradeRequest, UpgradeRules
+from edge.websocket import UpgradeRules
 
 
 def build_rules(
@@ -24,7 +24,7 @@ def build_rules(
     stack: SipStack,
     relay: Relay,
     tls: Callable[[], ssl.SSLContext],
-    authorize: Callable[[UpgradeRequest], Refusal | None] | None = None,
+    authorize: Authorize | None = None,
 ) -> ListenerRules:
     """Say what the streams of one listener may carry; `tls` gives the context of now, `authorize` is a policy's."""
     limits = settings.limits
@@ -53,8 +53,8 @@ def build_rules(
             tls_only=("msrp",) if settings.msrp.require_tls else (),
             origins=listen.origins,
             max_message=limits.websocket_message,
-            authorize=authorize,
         ),
+        authorize=authorize,
         websocket=websocket,
         tls=tls,
         is_proxy=NetworkSet(listen.proxy_networks).contains,

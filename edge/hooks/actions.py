@@ -155,8 +155,12 @@ def build_environment(occurrence: Occurrence, ours: os._Environ[str] | dict[str,
     What is too long for a variable is left out; it is on standard input in any case.
     """
     environment = {name: ours[name] for name in _KEPT_VARIABLES if name in ours}
+    described = occurrence.describe()
+    details = described.get("details")
     values: dict[str, object] = {"EVENT_JSON": occurrence.encode().decode()}
-    values |= {name.upper(): value for name, value in occurrence.describe().items()}
+    if isinstance(details, dict):  # of a policy's event
+        values |= {name.upper(): value for name, value in details.items()}
+    values |= {name.upper(): value for name, value in described.items()}
     for name, value in values.items():
         if isinstance(value, str | int | float):
             text = str(value).lower() if isinstance(value, bool) else str(value)

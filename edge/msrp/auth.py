@@ -205,7 +205,8 @@ class Enrolment:
     # -- success
 
     def _grant(self, source: MsrpHandler, head: Head, verdict: Verdict, now: float) -> None:
-        if not self._relay.permits(verdict.username):
+        hook = self._relay.user_hook
+        if not self._relay.permits(verdict.username) or (hook is not None and not hook(source, verdict.username)):
             raise RemoteError(403, "no_permission")
         lifetime = self._lifetime(source, head)
         if lifetime is None:

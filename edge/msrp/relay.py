@@ -192,6 +192,7 @@ class Relay:
         self.dirty: list[Outbox] = []
         self.draining = False
         self.frame_hook: FrameHook | None = None
+        self.user_hook: Callable[[MsrpHandler, bytes], bool] | None = None  # a policy's: may this user have a URI?
         self._dial = dial
         self._hosts = frozenset(host for host, _ in settings.names)
         self._ports = frozenset(port for _, port in settings.names)
@@ -274,7 +275,8 @@ class Relay:
     def _session_closed(self, session: Session, reason: str, now: float) -> None:
         if self.account is not None:
             self.account.close(session, reason, now)
-        self.publish(SessionClosed(session.name, session.user, session.owner.connection.name, reason))
+        connection, age = session.owner.connection.name, now - session.opened_at
+        self.publish(SessionClosed(session.name, session.user, connection, reason, age))
 
     def handle_lost(self, handler: MsrpHandler, reason: str, now: float) -> None:
         """A connection is gone: its sessions end, what was bound to it is free."""

@@ -15,14 +15,15 @@ from typing import Any
 
 from edge.connections import Connection, ConnectionTable
 from edge.errors import RemoteError
-from edge.events import EventBus, SessionClosed
+from edge.events import EventBus
 from edge.msrp.framing import Frame
 from edge.msrp.handler import MsrpHandler
 from edge.msrp.relay import Relay
 from edge.policy.base import Policy
+from edge.policy.endings import Endings
 from edge.policy.frames import MsrpFrame
 from edge.policy.loading import is_overridden
-from edge.policy.messages import SipBranch, SipRequest, SipResponse
+from edge.policy.messages import SipBranch, SipRequest, SipResponse, decode
 from edge.policy.order import OrderedReceiver
 from edge.policy.tools import Tools
 from edge.policy.views import Ended, NewConnection, Registering, Upgrading, User
@@ -37,6 +38,7 @@ from edge.websocket import UpgradeRequest
 
 log = logging.getLogger("edge.policy")
 
+Decided = Callable[[HttpRefusal | None], None]
 _LOG_EVERY_S = 1.0  # for each hook
 
 
@@ -49,16 +51,14 @@ class PolicyRunner:
         self._registration = stack.registration
         self._relay = relay
         self._table = table
-        self._permits = relay.permits
         self.tools = Tools(stack.core, relay, bus)
         self.errors = self.tools.errors
         self.counts = self.tools.counts
         self._policy = Policy()
-        self._authorize: Callable[[UpgradeRequest], HttpRefusal | None] | None = None
-        self._ended = False
+        self._authorize: Callable[[Connection, UpgradeRequest, Decided], None] | None = None
         self._logged: dict[str, float] = {}
         self._receiver = OrderedReceiver(stack.core, self._refuse_late)
-        bus.subscribe(SessionClosed, self._session_closed)
+        self._endings = Endings(stack, self.tools, bus, self._tell_ended)
 
     def install(self, policy: Policy | None) -> None:
         """Use this policy from now on; what a hook has begun goes on as it was decided."""
@@ -82,9 +82,9 @@ class PolicyRunner:
         self._registration.hook = self._register if has("registration") else None
         self._table.accept_hook = self._accept if has("connection_accepted") else None
         self._relay.frame_hook = self._frame if has("msrp_frame") else None
-        self._relay.permits = self._permit if has("user_known") else self._permits
+        self._relay.user_hook = self._permit if has("user_known") else None
         self._authorize = self._upgrade if has("websocket_upgrade") else None
-        self._ended = has("ended")
+        self._endings.watch(has("ended"))
         self._receiver.limit = policy.async_queue
         self._receiver.timeout_s = policy.async_timeout
         seen = any(map(has, ("sip_request", "registration", "user_known", "sip_response")))
@@ -93,9 +93,12 @@ class PolicyRunner:
         else:
             self._framing.receiver = core
 
-    def authorize(self, request: UpgradeRequest) -> HttpRefusal | None:
-        """Ask the policy about a WebSocket handshake."""
-        return self._authorize(request) if self._authorize is not None else None
+    def authorize(self, connection: Connection, request: UpgradeRequest, decided: Decided) -> None:
+        """Ask the policy about a WebSocket handshake; `decided` gets the refusal, None to let it in."""
+        if self._authorize is None:
+            decided(None)
+        else:
+            self._authorize(connection, request, decided)
 
     async def close(self) -> None:
         """End what is still waiting."""
@@ -200,10 +203,10 @@ class PolicyRunner:
             raise RemoteError(view.code, "policy", view.reason)
 
     def _user(self, connection: Connection, name: bytes) -> Refusal | None:
-        return (403, ()) if self._refuses(User("sip", name.decode("utf-8", "surrogateescape"), connection)) else None
+        return (403, ()) if self._refuses(User(self.tools, connection, "sip", decode(name))) else None
 
-    def _permit(self, name: bytes) -> bool:
-        return self._permits(name) and not self._refuses(User("msrp", name.decode("utf-8", "surrogateescape"), None))
+    def _permit(self, source: MsrpHandler, name: bytes) -> bool:
+        return not self._refuses(User(self.tools, source.connection, "msrp", decode(name)))
 
     def _refuses(self, user: User) -> bool:
         try:
@@ -224,14 +227,14 @@ class PolicyRunner:
             return False
         return not view.refused
 
-    def _upgrade(self, request: UpgradeRequest) -> HttpRefusal | None:
-        view = Upgrading(request)
+    def _upgrade(self, connection: Connection, request: UpgradeRequest, decided: Decided) -> None:
+        view = Upgrading(self.tools, connection, request)
         try:
             self._policy.websocket_upgrade(view)
         except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
             self.fail("websocket_upgrade", error)
-            return HttpRefusal(500)
-        return HttpRefusal(view.code, view.headers) if view.code else None
+            view.code = 500
+        decided(HttpRefusal(view.code, view.headers) if view.code else None)
 
     # -- MSRP
 
@@ -253,11 +256,7 @@ class PolicyRunner:
         self._relay.forwarder.handle_frame(handler, view.frame, now)  # what was changed is not in the octets
         return True
 
-    def _session_closed(self, event: SessionClosed) -> None:
-        if not self._ended:
-            return
-        what = Ended(event.session, event.user, event.reason)
-
+    def _tell_ended(self, what: Ended) -> None:
         def call() -> Any:
             return self._policy.ended(what)
 

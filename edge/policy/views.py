@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edge.sip.registrar import Plan
 
 Headers = Sequence[tuple[str, str]]
+Detail = str | int | float | bool
 
 
 class HasConnection(Protocol):
@@ -22,10 +23,31 @@ class HasConnection(Protocol):
     def source(self) -> str: ...
 
 
-class Peer:
+class Lent:
+    """What a hook can do whatever it is given."""
+
+    __slots__ = ("tools",)
+
+    def __init__(self, tools: Tools) -> None:
+        self.tools = tools
+
+    def count(self, label: str) -> None:
+        """Count something under a label of your own: `edge_policy_counts_total{label}`, at most 64 labels."""
+        self.tools.count(label)
+
+    def publish(self, label: str, **details: Detail) -> None:
+        """Report an event `policy.<label>` to hooks, the event stream and functions.
+
+        Raises:
+            ValueError: a label that is not of small letters, digits, `.`, `_` and `-`, or a detail no plain value.
+        """
+        self.tools.publish(label, details)
+
+
+class Peer(Lent):
     """What is known of the connection something came by."""
 
-    __slots__ = ("connection", "tools")
+    __slots__ = ("connection",)
 
     def __init__(self, tools: Tools, connection: Connection) -> None:
         self.tools = tools
@@ -64,10 +86,6 @@ class Peer:
         """Return what `tag` remembered."""
         return self.tools.tags.get(self.connection.name, {}).get(name)
 
-    def count(self, label: str) -> None:
-        """Count something under a label of your own: `edge_policy_counts_total{label}`, at most 64 labels."""
-        self.tools.count(label)
-
 
 class NewConnection(Peer):
     """A connection that wants in."""
@@ -83,12 +101,13 @@ class NewConnection(Peer):
         self.refused = True
 
 
-class Upgrading:
+class Upgrading(Peer):
     """A WebSocket handshake."""
 
     __slots__ = ("code", "headers", "request")
 
-    def __init__(self, request: UpgradeRequest) -> None:
+    def __init__(self, tools: Tools, connection: Connection, request: UpgradeRequest) -> None:
+        super().__init__(tools, connection)
         self.request = request
         self.code = 0
         self.headers: tuple[tuple[str, str], ...] = ()
@@ -167,15 +186,15 @@ class Registering(Peer):
         self.reason = reason
 
 
-class User:
-    """Somebody who proved who they are. `connection` is None in MSRP."""
+class User(Peer):
+    """Somebody who proved who they are: `name` is `user@domain` in SIP, the user alone in MSRP."""
 
-    __slots__ = ("code", "connection", "name", "protocol")
+    __slots__ = ("code", "name", "protocol")
 
-    def __init__(self, protocol: str, name: str, connection: Connection | None) -> None:
+    def __init__(self, tools: Tools, connection: Connection, protocol: str, name: str) -> None:
+        super().__init__(tools, connection)
         self.protocol = protocol
         self.name = name
-        self.connection = connection
         self.code = 0
 
     def reject(self) -> None:
@@ -183,12 +202,26 @@ class User:
         self.code = 403
 
 
-class Ended:
-    """An MSRP session that is over: a short name for it, its user, why."""
+class Ended(Lent):
+    """A call (`protocol` "sip") or an MSRP session ("msrp") that is over.
 
-    __slots__ = ("reason", "session", "user")
+    `user` is who began it: the URI of From, or the session's user. `session` is the Call-ID, or a short name of the
+    session. `reason` is why: bye_caller, bye_callee, cancelled, refused, timeout, limit, table_full or shutdown for a
+    call; expired, operator, or what ended the connection for a session. A call has `peer` (whom it was for), `code`
+    (the last status) and `source` (address and port of the caller). `duration` are the seconds from the answer on, None
+    where there was none, and those of the whole session in MSRP; `connection` is that of who began it.
+    """
 
-    def __init__(self, session: str, user: str, reason: str) -> None:
+    __slots__ = ("code", "connection", "duration", "peer", "protocol", "reason", "session", "source", "user")
+
+    def __init__(self, tools: Tools, protocol: str, session: str, user: str, reason: str) -> None:
+        super().__init__(tools)
+        self.protocol = protocol
         self.session = session
         self.user = user
         self.reason = reason
+        self.peer = ""
+        self.code = 0
+        self.source = ""
+        self.connection = ""
+        self.duration: float | None = None

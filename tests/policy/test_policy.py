@@ -4,43 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from textwrap import dedent
 from typing import Any
 
 import pytest
 
-from tests.conftest import EdgeServer, EdgeServerFactory
-from tests.server.agents import USERS, answering, msrp_client, open_config, sip_ua
+from tests.policy.conftest import write_policy
+from tests.server.agents import answering, msrp_client, sip_ua
 from tests.ua.sip import SipUA
 from tests.ua.wait import eventually
-
-MODULE = """
-import asyncio
-from edge.policy import *
-
-class Mine(Policy):
-    async_timeout = 1.0
-
-"""
-
-
-@pytest.fixture
-def with_policy(edge_server: EdgeServerFactory) -> Iterator[Any]:
-    def make(methods: str, **sections: Any) -> EdgeServer:
-        config = {**open_config(), "policy": {"module": "mine:Mine"}, **sections}
-        server = edge_server(config, USERS, started=False)
-        write(server, methods)
-        server.start()
-        return server
-
-    return make
-
-
-def write(server: EdgeServer, methods: str) -> None:
-    (server.directory / "mine.py").write_text(
-        MODULE + "".join(f"    {line}\n" for line in dedent(methods).splitlines())
-    )
 
 
 async def message(caller: SipUA, callee: SipUA, **options: Any) -> tuple[int, str]:
@@ -147,7 +118,7 @@ async def test_a_reload_swaps_the_policy_and_a_broken_one_is_not_taken(with_poli
         server.signal(signal.SIGHUP)
         await eventually(lambda: "policy.module: ValueError: half done" in server.log_text())
         assert (await alice.options("sip:example.com")).reason == "One"
-        write(server, 'def sip_request(self, request):\n    request.reject(488, "Two")')
+        write_policy(server, 'def sip_request(self, request):\n    request.reject(488, "Two")')
         server.signal(signal.SIGHUP)
         await eventually(lambda: "configuration reloaded" in server.log_text())
         assert (await alice.options("sip:example.com")).reason == "Two"
