@@ -82,7 +82,7 @@ class FlowUp(Event):
 
 @dataclass(frozen=True, slots=True)
 class FlowFailed(Event):
-    """A flow that was up is gone. Published exactly once for each `FlowUp`."""
+    """A flow that was up is gone: exactly one for each time it was, since `FlowUp` or `FlowRecovered` after "failed"."""
 
     name: ClassVar[str] = "flow.failed"
     flow: str
@@ -111,7 +111,10 @@ class FlowSuspect(Event):
 
 @dataclass(frozen=True, slots=True)
 class FlowRecovered(Event):
-    """A flow that was suspect, or had failed for its silence alone, spoke again."""
+    """A flow that was suspect, or had failed for its silence alone, spoke again; `after` says which of the two.
+
+    After "failed" it is up again, and fails again.
+    """
 
     name: ClassVar[str] = "flow.recovered"
     flow: str
@@ -119,6 +122,7 @@ class FlowRecovered(Event):
     remote: str
     local: str
     registrations: tuple[dict[str, Any], ...] = ()
+    after: str = "suspect"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ need one, and no `Flow`.
                  FlowUp     ▲      FlowSuspect      │           FlowFailed      │
                             └───────────────────────┴── any octet ──────────────┘   FlowRecovered; streams only
 
-The clock runs only where a Flow-Timer T was told to the client. A registration that ends leaves its flow alone, and a
+The clock runs only where a Flow-Timer T was told to the client. A stream that comes back from DEAD is up again, so its
+next end is told again: a flow has failed as often as it was up. A registration that ends leaves its flow alone, and a
 flow that ends leaves its registrations in memory until they expire: when the same AOR, instance and reg-id comes back
 over another connection, that one is the heir, and gets what is addressed to the old token (outbound.md OB-FAIL-14).
 """
@@ -275,7 +276,8 @@ class FlowTable:
         elif flow.announced:
             where, registrations = _describe(connection), flow.describe(now)
             if state < before:
-                self._publish(FlowRecovered(*where, registrations))
+                after = "failed" if before is FlowState.DEAD else "suspect"
+                self._publish(FlowRecovered(*where, registrations, after))
             if state is FlowState.SUSPECT:
                 self._publish(FlowSuspect(*where, now - connection.last_received, registrations))
 
@@ -321,7 +323,7 @@ class FlowTable:
         registration = self._add_registration(flow, connection, key, now)
         registration.expires_at = until
         if not flow.announced:
-            flow.announced = True
+            flow.announced, flow.state = True, FlowState.UP  # whatever its clock said before, that was told to nobody
             self._publish(FlowUp(*_describe(connection), flow.describe(now)))
         self._schedule(flow, now)
         return registration

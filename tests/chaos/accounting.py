@@ -32,7 +32,7 @@ def flows_of(life: Life) -> tuple[dict[str, str], list[str]]:
         elif kind.startswith("flow."):
             flow = event["flow"]
             after = STEPS.get((states.get(flow), kind))
-            if after is None:
+            if after is None or (kind == "flow.recovered" and event["after"] != states[flow]):
                 wrong.append(f"{life.name}.{life.number}: {kind} of {flow}, which was {states.get(flow)}")
             else:
                 states[flow] = after

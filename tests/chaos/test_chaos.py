@@ -51,7 +51,8 @@ def told(*events: tuple[str, str], first: int = 1) -> Life:
     process.wait()
     life = Life("edge1", 0, process)
     for number, (name, flow) in enumerate(events, first):
-        life.events.append((0.0, {"event": name, "flow": flow, "id": f"boot-{number}"}))
+        kind, _, after = name.partition(" ")
+        life.events.append((0.0, {"event": kind, "flow": flow, "id": f"boot-{number}", "after": after}))
     return life
 
 
@@ -59,7 +60,9 @@ def told(*events: tuple[str, str], first: int = 1) -> Life:
     ("events", "wrong"),
     [
         ([("flow.up", "1"), ("flow.failed", "1")], 0),
-        ([("flow.up", "1"), ("flow.suspect", "1"), ("flow.recovered", "1"), ("flow.failed", "1")], 0),
+        ([("flow.up", "1"), ("flow.suspect", "1"), ("flow.recovered suspect", "1"), ("flow.failed", "1")], 0),
+        ([("flow.up", "1"), ("flow.failed", "1"), ("flow.recovered failed", "1"), ("flow.failed", "1")], 0),
+        ([("flow.up", "1"), ("flow.failed", "1"), ("flow.recovered suspect", "1")], 1),
         ([("flow.up", "1"), ("flow.failed", "1"), ("flow.failed", "1")], 1),
         ([("flow.up", "1"), ("flow.up", "1"), ("flow.failed", "1")], 1),
         ([("flow.failed", "1")], 1),

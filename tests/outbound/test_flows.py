@@ -280,6 +280,8 @@ def test_a_suspect_flow_recovers_at_once_for_who_asks(links: Links) -> None:
     links.speak(connection)
     assert links.flows.state_of(connection, links.clock.now) is FlowState.UP
     assert [type(event) for event in links.events] == [FlowUp, FlowSuspect, FlowRecovered]
+    assert isinstance(links.events[2], FlowRecovered)
+    assert links.events[2].after == "suspect"
 
 
 def test_a_stream_that_failed_for_its_silence_does_not_fail_again_when_it_closes(links: Links) -> None:
@@ -291,7 +293,24 @@ def test_a_stream_that_failed_for_its_silence_does_not_fail_again_when_it_closes
     assert links.names() == ["flow.up", "flow.suspect", "flow.failed"]
 
 
-def test_a_stream_that_came_back_can_fail_again(links: Links) -> None:
+@pytest.mark.requirement("OB-FAIL-08", "OB-KA-13")
+def test_a_stream_that_recovered_from_its_silence_is_up_again_and_its_next_end_is_told(links: Links) -> None:
+    connection = links.open()
+    links.register(connection)
+    links.flows.set_flow_timer(connection, 10, links.clock.now)
+    for _ in range(3):
+        links.advance(31)
+        links.speak(connection)
+        links.advance(2)
+    links.lose(connection)
+    once = ["flow.suspect", "flow.failed", "flow.recovered"]
+    assert links.names() == ["flow.up", *once * 3, "flow.failed"]
+    assert [event.after for event in links.events if isinstance(event, FlowRecovered)] == ["failed"] * 3
+    assert [event.reason for event in links.events if isinstance(event, FlowFailed)] == ["silent"] * 3 + ["reset"]
+
+
+@pytest.mark.requirement("OB-FAIL-08")
+def test_a_stream_that_spoke_again_and_ended_before_anybody_saw_it_has_failed_once(links: Links) -> None:
     connection = links.open()
     links.register(connection)
     links.flows.set_flow_timer(connection, 10, links.clock.now)
@@ -301,6 +320,18 @@ def test_a_stream_that_came_back_can_fail_again(links: Links) -> None:
     assert links.names() == ["flow.up", "flow.suspect", "flow.failed"]
     links.advance(600)
     assert len(links.flows) == 0
+
+
+@pytest.mark.requirement("OB-FAIL-08")
+def test_a_flow_whose_clock_had_run_out_before_it_registered_is_up_and_fails_once(links: Links) -> None:
+    connection = links.open()
+    links.flows.set_flow_timer(connection, 10, links.clock.now)  # for a dialog (RFC 6223)
+    links.advance(31)
+    assert links.names() == []
+    links.speak(connection)
+    links.register(connection)
+    links.lose(connection)
+    assert links.names() == ["flow.up", "flow.failed"]
 
 
 @pytest.mark.requirement("OB-FAIL-02")
