@@ -82,7 +82,7 @@ class FlowUp(Event):
 
 @dataclass(frozen=True, slots=True)
 class FlowFailed(Event):
-    """A flow that was up is gone: exactly one for each time it was, since `FlowUp` or `FlowRecovered` after "failed"."""
+    """A flow that was up is gone: one for each time it was, since `FlowUp` or `FlowRecovered` after "failed"."""
 
     name: ClassVar[str] = "flow.failed"
     flow: str

@@ -100,6 +100,8 @@ class Core(Protocol):
 
     def avoid(self, connection: Connection, seconds: float) -> None: ...
 
+    def retry_line(self) -> bytes: ...
+
     def count_answer(self, status: int) -> None: ...
 
     def tag_for(self, message: Message) -> bytes: ...
@@ -176,8 +178,8 @@ class Branch:
 
     def _leave_address(self, message: Message, now: float) -> bool:
         """A 503: keep away for as long as it says; True when another address is tried (RFC 3263 §4.3, §21.5.4)."""
-        seconds = _retry_after(message)
-        if seconds:
+        seconds = retry_after(message)
+        if seconds and self.context.avoids(len(self._later) > 0):
             self.context.core.avoid(self.client.connection, seconds)
         if self._try_next_address(now):
             return True
@@ -239,7 +241,7 @@ def cancel_key(branch: bytes) -> bytes:
     return branch + b"~CANCEL"
 
 
-def _retry_after(message: Message) -> int:
+def retry_after(message: Message) -> int:
     """Return the seconds of Retry-After, 0 without one that can be read (RFC 3261 §20.33)."""
     value = message.value(h.RETRY_AFTER)
     return 0 if value is None else h.parse_delta(value.partition(b";")[0].partition(b"(")[0].strip(), 0)

@@ -313,7 +313,11 @@ class SipCore:
             self.registration.handle(connection, message, self.answer, now)
 
     def _ask_to_retry(self, connection: Connection, message: Message, now: float) -> None:
-        self.answer(connection, message, 503, (b"Retry-After: %d" % self.registration.retry_after(),), now)
+        self.answer(connection, message, 503, (self.retry_line(),), now)
+
+    def retry_line(self) -> bytes:
+        """Write a Retry-After that differs from client to client."""
+        return self.registration.retry_line()
 
     def _answer_for_ourselves(self, connection: Connection, message: Message, now: float) -> None:
         if message.method == b"OPTIONS":

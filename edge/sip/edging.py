@@ -23,7 +23,7 @@ from edge.outbound.path import (
 from edge.sip import headers as h
 from edge.sip.addresses import Addresses
 from edge.sip.answering import Explained
-from edge.sip.branch import FLOW_FAILED, Branch, Core, Group, Target
+from edge.sip.branch import FLOW_FAILED, Branch, Core, Group, Target, retry_after
 from edge.sip.forward import Draft, Routes
 from edge.sip.message import Message
 from edge.sip.proxy import ProxyContext
@@ -66,13 +66,32 @@ class EdgeSettings:
 class EdgeContext(ProxyContext):
     """A request through an edge: a flow that fails is said upstream, where others are known (RFC 5626 §5.3.1)."""
 
-    __slots__ = ("edging",)
+    __slots__ = ("edging", "inward")
 
     def __init__(
         self, core: Core, server: ServerTransaction, message: Message, draft: Draft, source: Connection, edging: Edging
     ) -> None:
         ProxyContext.__init__(self, core, server, message, draft, source)
         self.edging = edging
+        self.inward = False  # towards the next hop
+
+    def start(self, groups: list[Group], now: float) -> None:
+        """Begin; all there is at an edge is one target."""
+        place = groups[0][0].locate
+        self.inward = place is not None and place.host == self.edging.settings.next_hop.host
+        ProxyContext.start(self, groups, now)
+
+    def avoids(self, alternative: bool) -> bool:
+        """Leave the next hop alone only where another can take it: what it refuses to one, it may grant to others."""
+        return alternative or not self.inward
+
+    def refuse(self, status: int, message: Message | None, now: float) -> None:
+        """Answer 503 while the next hop cannot be had: whatever else comes has no other way (RFC 3261 §16.7 step 6)."""
+        asked = 0 if message is None else retry_after(message)
+        if self.inward and status in (500, 503) and (message is None or asked):
+            self.answer(503, now, (b"Retry-After: %d" % asked if asked else self.core.retry_line(),))
+        else:
+            ProxyContext.refuse(self, status, message, now)
 
     def handle_final(self, branch: Branch, message: Message, now: float) -> None:
         """Note where the core is before the answer goes its way."""

@@ -41,6 +41,7 @@ class BindingKeeper:
                 found = self._flows.resolve(row.flow, now)
                 if isinstance(found, FlowFault):
                     dead.append(binding)
+                    location.note_departed(binding)
                     continue
                 connection = found
             location.put(binding, connection)

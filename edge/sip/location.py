@@ -15,6 +15,8 @@ from edge.connections import Connection
 from edge.events import RegistrationChanged
 from edge.timers import Timed, TimerWheel
 
+_MOST_DEPARTED = 65536
+
 
 class Binding(Timed):
     """One registered contact.
@@ -72,12 +74,13 @@ class Binding(Timed):
 class Location:
     """All bindings. `on_expired` is told of each that ends by time, `on_lost` of each whose connection ended."""
 
-    __slots__ = ("_by_aor", "_by_connection", "_wheel", "count", "on_expired", "on_lost")
+    __slots__ = ("_by_aor", "_by_connection", "_departed", "_wheel", "count", "on_expired", "on_lost")
 
     def __init__(self, wheel: TimerWheel) -> None:
         self._wheel = wheel
         self._by_aor: dict[bytes, list[Binding]] = {}
         self._by_connection: dict[int, list[Binding]] = {}
+        self._departed: dict[tuple[bytes, bytes], None] = {}  # AOR and instance, the latest last
         self.count = 0
         self.on_expired: Callable[[Binding], None] = _ignore
         self.on_lost: Callable[[Binding], None] = _ignore
@@ -117,7 +120,21 @@ class Location:
         self.count -= 1
         self._unlink(binding)
         self._wheel.stop(binding)
+        self.note_departed(binding)
         return True
+
+    def note_departed(self, binding: Binding) -> None:
+        """Remember that there was this instance, for as long as there is room: it is away, and not unknown."""
+        if binding.instance:
+            device = binding.aor, binding.instance
+            self._departed.pop(device, None)
+            self._departed[device] = None
+            if len(self._departed) > _MOST_DEPARTED:
+                del self._departed[next(iter(self._departed))]
+
+    def has_departed(self, aor: bytes, instance: bytes) -> bool:
+        """Whether a binding of this instance has been here and gone, as far as is remembered."""
+        return (aor, instance) in self._departed
 
     def expire(self, binding: Binding) -> None:
         """A binding's time is up. Its connection stays (OB-FAIL-10)."""

@@ -180,6 +180,10 @@ class ProxyContext:
         self.branches.append(branch)
         branch.send(connection, now)
 
+    def avoids(self, alternative: bool) -> bool:
+        """Whether an address that answered 503 is left alone for as long as it asks to; is there an `alternative`?"""
+        return True
+
     def path_towards(self, connection: Connection) -> bytes:
         """Return the Path value to add to a request that leaves by `connection`, b"" for none."""
         return b""
@@ -314,11 +318,15 @@ class ProxyContext:
         if status == 408 and not self.server.invite:
             return  # RFC 4320 §4.2: silence, not 408
         if message is None or status == 503:
-            self.answer(500 if status == 503 else status, now)
+            self.refuse(status, message, now)
         elif refusals is not None and status in (401, 407):
             self.forward(refusals.with_challenges(message), now)
         else:
             self.forward(message, now)
+
+    def refuse(self, status: int, message: Message | None, now: float) -> None:
+        """Say in our own words that nobody took it; a lone 503 of others says nothing of us (§16.7 step 6)."""
+        self.answer(500 if status == 503 else status, now)
 
     def answer(self, status: int, now: float, extra: tuple[bytes, ...] = (), reason: str = "") -> None:
         """Answer the request ourselves."""

@@ -107,12 +107,9 @@ class Registration:
         location.on_expired = self._expired
         location.on_lost = lambda binding: self._gone(binding, "connection_lost")
 
-    def retry_after(self) -> int:
-        """Return a randomised Retry-After, 5 to 36 seconds, so that a herd does not come back at once."""
-        return 5 + self._random(1)[0] % 32
-
-    def _retry_line(self) -> bytes:
-        return b"Retry-After: %d" % self.retry_after()
+    def retry_line(self) -> bytes:
+        """Write a randomised Retry-After, 5 to 36 seconds, so that a herd does not come back at once."""
+        return b"Retry-After: %d" % (5 + self._random(1)[0] % 32)
 
     def handle(self, connection: Connection, message: Message, answer: Answer, now: float) -> None:
         """Take a REGISTER for one of our domains; `answer` is called once, perhaps later."""
@@ -200,7 +197,7 @@ class Registration:
         """Do it now, or after what is being stored for this AOR; repeats are absorbed until it is answered."""
         waiting = self._busy.get(aor)
         if waiting is not None and len(waiting) >= 16:
-            raise Explained(503, "registrations_waiting", self._retry_line())
+            raise Explained(500, "registrations_waiting", self.retry_line())  # no 503: that is about all of us
         self._access.waiting.add(key)
         if waiting is None:
             work()
@@ -259,7 +256,7 @@ class Registration:
             raise RemoteError(421, "outbound_required")
         self._gruus.settle(plan, self._location.bindings(aor))
         if self._location.count >= self._most and any(old is None for _, old, _ in plan.put):
-            raise Explained(503, "bindings", self._retry_line())
+            raise Explained(503, "bindings", self.retry_line())
         if self.hook is not None:
             self.hook(connection, message, plan)
         return plan, hop

@@ -95,7 +95,9 @@ class TargetFinder:
         if self._edging is not None:
             return Found([[self._edging.onward(connection, message, uri, routes, now)]])
         if self._addresses.serves(uri):
-            return self._towards_user(uri, now)
+            found = self._towards_user(uri, now)
+            _prefer_streams(found.groups, message)
+            return found
         self._check_allowed(connection, message, routes, now)
         return Found([[Target(uri.target(), locate=uri)]])
 
@@ -153,6 +155,7 @@ class TargetFinder:
         for aor, instance in self._flows.devices_of(routes.tokens[-1]) if self._edging is None else ():
             bindings = [b for b in self._location.bindings(aor) if b.reg_id and b.instance == instance]
             for group in self._devices.groups(bindings, uri.secure, now) if bindings else ():
+                _prefer_streams([group], message)
                 for target in group:
                     target.uri = self._contact_of(message, uri, routes)
                 return group
@@ -224,7 +227,7 @@ class TargetFinder:
             if named is None:
                 return Found(status=404)
             aor, bindings = named.aor, named.of(self._location.bindings(named.aor))
-            if named.epoch and not bindings:
+            if not bindings and (named.epoch or not self._location.has_departed(aor, named.instance)):
                 return Found(status=404)
         if not bindings:
             return Found(unknown_user=aor)
@@ -302,6 +305,23 @@ def _replace_contacts(message: Message, values: list[bytes]) -> None:
         for index, row in enumerate(message.lines)
         if index not in rows or (index == rows[0] and values)
     ]
+
+
+def _prefer_streams(groups: list[Group], message: Message) -> None:
+    """Let what is too large for a datagram try the streams of a device first (RFC 5626 §13, RFC 3261 §18.1.1)."""
+    for group in groups:
+        if len(group) > 1 and message_size(message) > LARGEST_DATAGRAM:
+            group.sort(key=_may_be_datagram)
+
+
+def _may_be_datagram(target: Target) -> bool:
+    """Whether a flow is one over UDP; of one at an edge its contact tells, where it names a transport."""
+    if target.connection is not None:
+        return target.connection.transport is Transport.UDP
+    if target.binding is None or not target.binding.path:
+        return False  # an address: other transports can be dialled there
+    contact = target.uri.lower()
+    return not contact.startswith(b"sips:") and b";transport=t" not in contact and b";transport=ws" not in contact
 
 
 def message_size(message: Message) -> int:

@@ -389,3 +389,46 @@ def test_other_requests_of_clients_go_to_the_next_hop_with_the_token_of_the_call
     (invite,) = core.requests("INVITE")
     assert invite.uri == "sip:bob@example.com"
     assert invite.values("Record-Route") == [f"<sip:{token}@edge.example:5060;transport=tcp;lr>"]
+
+
+# -- the next hop is away
+
+
+@pytest.mark.requirement("OB-LIM-05")
+@pytest.mark.parametrize("method", ["REGISTER", "INVITE", "MESSAGE"])
+@pytest.mark.parametrize("how", ["refused", "avoided"])
+def test_rfc5626_4_2_1_while_the_next_hop_is_away_it_is_503_with_a_time_to_come_back(
+    rig: Rig, core: Wire, method: str, how: str
+) -> None:
+    client = rig.wire()
+    if how == "avoided":
+        rig.roads["home.example"] = 500  # what the resolver says while every address is to be left alone
+    if method == "REGISTER":
+        register(rig, client)
+    else:
+        rig.give(client, request(method, "sip:bob@example.com"))
+    if how == "refused":
+        core.fail("refused")
+        rig.run_soon()
+    (refused,) = (response for response in client.responses() if response.status != 100)
+    assert (refused.status, 5 <= int(refused["Retry-After"]) <= 36) == (503, True)
+
+
+@pytest.mark.requirement("OB-LIM-05")
+@pytest.mark.parametrize(("asked", "status"), [({"Retry-After": "17 (busy)"}, 503), ({}, 500)])
+def test_rfc3261_16_7_a_503_of_the_next_hop_keeps_its_time_and_nobody_else_is_cut_off(
+    rig: Rig, core: Wire, asked: dict[str, str], status: int
+) -> None:
+    client = rig.wire()
+    register(rig, client)
+    rig.give(core, answer(core.requests("REGISTER")[0], 503, extra=tuple(asked.items())))
+    (refused,) = client.responses()
+    assert (refused.status, refused.get("Retry-After")) == (status, "17" if asked else None)
+    assert rig.avoided == []  # there is no other way, and a drain lets calls through
+
+
+def test_rfc3261_16_7_a_client_that_answers_503_says_nothing_of_us(rig: Rig, core: Wire) -> None:
+    client = rig.wire()
+    rig.give(core, incoming(rig, client))
+    rig.give(client, answer(client.requests("INVITE")[0], 503, extra=(("Retry-After", "17"),)))
+    assert core.statuses() == [100, 500]

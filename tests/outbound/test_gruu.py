@@ -9,8 +9,10 @@ import pytest
 
 from edge.auth.credentials import Credential
 from edge.sip.keeper import BindingKeeper
+from edge.sip.location import Binding, Location
+from edge.timers import TimerWheel
 from tests.outbound.home import OTHER, PHONE, Home, path_of
-from tests.sip.registering import Counter, Shelf, flow_contact, register, with_credentials
+from tests.sip.registering import INSTANCE, Counter, Shelf, flow_contact, register, with_credentials
 from tests.sip.rig import Wire, answer, request
 from tests.ua.sip_message import Response, header_parameter
 
@@ -162,7 +164,7 @@ def test_rfc5627_6_1_only_the_instance_is_reached_by_each_of_its_flows(home: Hom
 @pytest.mark.requirement("OB-GRU-07")
 @pytest.mark.parametrize(
     ("gr", "status"),
-    [("=nonsense", 404), ("", 404), ("=urn:x:", 404), ("=urn:uuid:00000000-0000-1000-8000-00000000ffff", 480)],
+    [("=nonsense", 404), ("", 404), ("=urn:x:", 404), ("=urn:uuid:00000000-0000-1000-8000-00000000ffff", 404)],
 )
 def test_rfc5627_6_1_what_is_no_gruu_of_ours_is_not_found(home: Home, gr: str, status: int) -> None:
     home.rig.storage.users.put("bob", "example.com", BOB)
@@ -177,6 +179,30 @@ def test_rfc5627_6_1_a_device_that_is_away_is_unavailable(home: Home) -> None:
     home.register("e2", 1, instance=OTHER)
     home.register("e1", 1, Expires="0")
     assert (reached(home, public), reached(home, temporary)) == (480, 404)
+    assert reached(home, public.replace("sip:bob@", "sip:eve@")) == 404  # it was never hers
+
+
+@pytest.mark.requirement("OB-GRU-07")
+def test_rfc5627_6_1_a_device_whose_connection_ended_with_the_process_before_is_away_and_not_unknown() -> None:
+    shelf = Shelf()
+    before = Counter(shelf=shelf, boot=1)
+    assert before.register(None, flow_contact(1), supported=GRUU).status == 200
+    after = Counter(shelf=shelf, boot=2)
+    keeper = after.stack.keeper
+    assert isinstance(keeper, BindingKeeper)
+    assert keeper.restore(after.location) == (0, 1)
+    assert after.location.has_departed(b"bob@example.com", INSTANCE.encode())
+
+
+@pytest.mark.requirement("OB-GRU-07")
+def test_who_was_there_is_remembered_within_a_bound() -> None:
+    location = Location(TimerWheel(0.0))
+    for number in range(65536 + 10):
+        binding = Binding()
+        binding.aor, binding.instance = b"bob@example.com", b"urn:x:%d" % number
+        location.note_departed(binding)
+    there = [location.has_departed(b"bob@example.com", b"urn:x:%d" % number) for number in (0, 9, 10, 65545)]
+    assert there == [False, False, True, True]
 
 
 @pytest.mark.requirement("OB-GRU-07")

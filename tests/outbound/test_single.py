@@ -141,6 +141,47 @@ def test_rfc5626_5_3_1_a_dead_flow_of_nobody_is_430(home: Home) -> None:
     assert home.caller.statuses("BYE") == [430]
 
 
+@pytest.mark.requirement("OB-RTE-06")
+@pytest.mark.parametrize("datagram_first", [True, False])
+def test_rfc5626_13_a_large_request_for_a_user_takes_a_stream_of_the_device(home: Home, datagram_first: bool) -> None:
+    udp = home.direct(1, transport=Transport.UDP) if datagram_first else None
+    tcp = home.direct(2)
+    udp = udp or home.direct(1, transport=Transport.UDP)  # the one refreshed last is the best, but for the size
+    home.call("MESSAGE", body=b"x" * 3000)
+    assert (len(tcp.requests("MESSAGE")), udp.sent) == (1, [])
+    tcp.take()
+    home.call("MESSAGE", body=b"small")
+    best, other = (tcp, udp) if datagram_first else (udp, tcp)
+    assert (len(best.requests("MESSAGE")), other.sent) == (1, [])
+
+
+@pytest.mark.requirement("OB-RTE-06")
+def test_rfc5626_13_a_large_request_goes_as_a_datagram_where_the_stream_is_dead(home: Home) -> None:
+    udp, tcp = home.direct(1, transport=Transport.UDP), home.direct(2)
+    tcp.close("peer")
+    home.call("MESSAGE", body=b"x" * 3000)
+    assert len(udp.requests("MESSAGE")) == 1
+
+
+@pytest.mark.requirement("OB-RTE-06", "OB-SGL-05")
+def test_rfc5626_13_a_large_request_for_a_dead_flow_takes_the_stream_before_the_datagram(home: Home) -> None:
+    tcp, udp, dead = home.direct(2), home.direct(3, transport=Transport.UDP), home.direct(1)
+    route = token_route(home, dead)
+    dead.close("peer")
+    home.rig.give(home.caller, request("MESSAGE", "sip:bob@10.0.1.1:5062", Route=route, body=b"x" * 3000))
+    assert (len(tcp.requests("MESSAGE")), udp.sent) == (1, [])
+
+
+@pytest.mark.requirement("OB-RTE-06")
+@pytest.mark.parametrize(("contact", "first"), [("sip:bob@10.0.0.1;transport=TCP", "e1"), ("sip:bob@10.0.0.1", "e2")])
+def test_rfc5626_13_behind_edges_the_contact_tells_which_flow_is_a_stream(home: Home, contact: str, first: str) -> None:
+    value = '<{}>;reg-id={};+sip.instance="<' + PHONE + '>"'
+    home.register("e1", 1, Contact=value.format(contact, 1))
+    home.register("e2", 2, Contact=value.format("sip:bob@10.0.0.2", 2))
+    home.call("MESSAGE", body=b"x" * 3000)
+    assert [len(home.sent(edge, "MESSAGE")) for edge in ("e1", "e2")] == [first == "e1", first == "e2"]
+
+
 @pytest.mark.requirement("OB-FAIL-06")
 def test_rfc5626_7_every_binding_of_a_flow_that_fails_is_gone(home: Home) -> None:
     wire = home.rig.wire()

@@ -110,7 +110,8 @@ def test_who_waits_has_a_bound() -> None:
     shelf, wire = holding(counter), counter.wire()
     for number in range(17):
         later(counter, wire, f"<sip:bob@192.0.2.{number % 3}>")
-    assert counter.register(wire, BOB).status == 503
+    refused = counter.register(wire, BOB)
+    assert (refused.status, int(refused["Retry-After"]) > 0) == (500, True)  # 503 would tell an edge to leave us alone
     shelf.release()
     assert statuses(counter.answers(wire)) == [200] * 17
     assert counter.core.access.waiting == set()
