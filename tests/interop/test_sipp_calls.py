@@ -30,10 +30,15 @@ def callee(start: StartProgram, server: EdgeServer, scenario: str, transport: st
 
 
 def caller(
-    start: StartProgram, server: EdgeServer, scenario: str, transport: str, password: str = "alice-secret"
+    start: StartProgram,
+    server: EdgeServer,
+    scenario: str,
+    transport: str,
+    password: str = "alice-secret",
+    called: str = "bob",
 ) -> Program:
-    """Let alice call bob."""
-    login = ["-s", "bob", "-au", "alice", "-ap", password, "-auth_uri", "bob@example.com"]
+    """Let alice call bob, or somebody else."""
+    login = ["-s", called, "-au", "alice", "-ap", password, "-auth_uri", f"{called}@example.com"]
     arguments = ["-sf", SCENARIOS / f"{scenario}.xml", "-p", free_port(), "-m", CALLS, "-r", 5, *login]
     return sipp(start, server, scenario, *arguments, mode=MODES[transport])
 
