@@ -26,6 +26,8 @@ log = logging.getLogger("edge.conn")
 
 Address = tuple[str, int]
 
+TURN_OCTETS = 16384  # about five milliseconds of the smallest SIP messages
+
 
 class Transport(IntEnum):
     """How a connection carries messages; the numbers are those of the flow token layout."""
@@ -99,7 +101,7 @@ class Connection(Timed):
     __slots__ = (
         "closed", "first_message", "handler", "id", "identities", "last_received", "listener", "local", "octets_in",
         "octets_out", "opened_at", "outgoing", "registered", "remote", "source", "stalled_at", "table", "token",
-        "transport", "unsent_seen", "uses", "writable",
+        "transport", "turn_octets", "unsent_seen", "uses", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +125,7 @@ class Connection(Timed):
         self.octets_in = self.octets_out = 0
         self.uses = 0  # open server transactions; counted here, owned above
         self.registered = 0  # registrations and MSRP sessions that live here; counted, not owned
+        self.turn_octets = TURN_OCTETS  # most a handler gets in one turn of the loop
         self.closed = False
         self.writable = True
         self.outgoing = False

@@ -29,6 +29,7 @@ SocketAddress = tuple[Any, ...]
 
 _LARGEST = 65535
 _READS_IN_A_ROW = 64
+_OCTETS_IN_A_ROW = 32768
 _SOCKET_BUFFER = 4 * 1024 * 1024
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
@@ -109,12 +110,14 @@ class UdpPort:
 
     def _readable(self) -> None:
         receive, view = self._socket.recvfrom_into, self._view
-        heard = False
+        heard = 0
         try:
             for _ in range(_READS_IN_A_ROW):
                 size, address = receive(view)
-                heard = True
+                heard += size or 1
                 self._receive(view[:size].tobytes(), address)
+                if heard > _OCTETS_IN_A_ROW:  # the rest in the next turn of the loop
+                    return
         except BlockingIOError:
             if not heard:  # woken for an error alone, which somebody else's `sendto` has taken note of
                 self._read_errors()

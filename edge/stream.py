@@ -26,7 +26,8 @@ class StreamConnection(Connection):
     """
 
     __slots__ = (
-        "_end", "_held", "_out", "_pauses", "_transport", "codec", "half_closed", "queue_limit", "verify_peer",
+        "_end", "_held", "_out", "_pauses", "_rest", "_transport", "_turn_due", "codec", "half_closed", "queue_limit",
+        "verify_peer",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +49,8 @@ class StreamConnection(Connection):
         self._out: list[bytes] | None = None
         self._held: set[Connection] | None = None
         self._pauses = 0
+        self._rest = b""  # of a read that takes more than one turn of the loop
+        self._turn_due = False
         self._end = ""  # why we ended it ourselves; with "!" in front when that was a failure
 
     def as_protocol(self) -> asyncio.Protocol:
@@ -91,14 +94,60 @@ class StreamConnection(Connection):
         self.octets_in += len(data)
         if self.closed:
             return
+        if len(data) > self.turn_octets or self._rest:
+            self._take_turns(data)
+            return
         table.begin_read()
         try:
             self.handler.receive_data(self, data, now)
         finally:
             table.end_read()
 
+    def _take_turns(self, data: bytes) -> None:
+        """Hand over a large read piece by piece, one in each turn of the loop, and read no more meanwhile.
+
+        uvloop would read on as long as there is something, 32 times 256 KB in a row: seconds for everybody else.
+        """
+        if self._rest:
+            self._rest += data
+            return
+        self._rest = data
+        self.pause_reading()
+        self._take_turn()
+
+    def _take_turn(self) -> None:
+        """Hand over what one turn allows; whoever holds this connection holds the rest too."""
+        self._turn_due = False
+        if self._pauses > 1 and not self.closed:
+            return
+        self._hand_over(self.turn_octets)
+        if self._rest:
+            self._schedule_turn()
+        else:
+            self.resume_reading()
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self.table.loop.call_soon(self._take_turn)
+
+    def _hand_over(self, octets: int) -> None:
+        """Hand over at most so many of the octets that wait; those of a connection that has ended are dropped."""
+        piece = self._rest[:octets]
+        self._rest = self._rest[octets:]
+        if self.closed:
+            self._rest = b""
+            return
+        self.table.begin_read()
+        try:
+            self.handler.receive_data(self, piece, self.table.now())
+        finally:
+            self.table.end_read()
+
     def eof_received(self) -> bool:
         """The peer has finished sending; True keeps the way back open for answers that are owed."""
+        if self._rest:  # TLS tells of the end together with the last octets
+            self._hand_over(len(self._rest))
         if self.closed:
             return False
         keep = self.handler.receive_eof(self, self.table.now()) and self.uses > 0 and not self.transport.secure
@@ -206,6 +255,8 @@ class StreamConnection(Connection):
         self._pauses -= 1
         if self._pauses == 0 and not self.closed and self._transport is not None:
             self._transport.resume_reading()
+        elif self._rest:
+            self._schedule_turn()
 
     @property
     def reading_paused(self) -> bool:

@@ -34,6 +34,8 @@ from edge.msrp.target import Network, is_dialable, is_permitted
 from edge.msrp.uri import HopKey, MsrpUri
 from edge.timers import TimerWheel
 
+_TURN_OCTETS = 131072  # of one connection in a turn of the loop: chunks cost next to nothing for each octet
+
 
 @dataclass(frozen=True, slots=True)
 class RelaySettings:
@@ -213,6 +215,7 @@ class Relay:
 
     def _enter(self, handler: MsrpHandler, connection: Connection) -> None:
         handler.attach(connection)
+        connection.turn_octets = _TURN_OCTETS
         self._handlers.add(handler)
         if hasattr(connection, "queue_limit"):
             connection.queue_limit = 0  # whoever feeds it is held instead

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.connections import Transport
+from edge.connections import TURN_OCTETS, Transport
 from edge.dialer import Dialer
 from edge.events import ConnectionClosed, ConnectionFailed, ConnectionOpened
 from edge.stream import LINGER_S, StreamConnection
@@ -68,6 +68,67 @@ async def test_what_is_read_goes_to_the_handler_of_the_moment(world: MakeWorld) 
     await wire.send(b"two")
     await eventually(lambda: second.data)
     assert (bytes(first.data), bytes(second.data), connection.octets_in) == (b"one", b"two", 6)
+
+
+async def next_turn() -> None:
+    await asyncio.sleep(0)
+
+
+def pieces_of(recorder: Recorder) -> list[int]:
+    """How many octets the handler was given, call by call, from now on."""
+    sizes: list[int] = []
+    recorder.on_data = lambda connection, data: sizes.append(len(data))
+    return sizes
+
+
+@pytest.mark.requirement("SIP-DOS-02")
+async def test_a_large_read_is_handed_over_in_turns_and_others_have_theirs(world: MakeWorld) -> None:
+    ours = world()
+    loud, quiet = Recorder(), Recorder()
+    connection, wire = await ours.open(loud)
+    other, _ = await ours.open(quiet)
+    sizes = pieces_of(loud)
+    data = bytes(range(256)) * 200
+    connection.data_received(data)
+    assert (sizes, connection.reading_paused) == ([TURN_OCTETS], True)
+    other.data_received(b"small")
+    assert bytes(quiet.data) == b"small"
+    for turn in range(2, 5):
+        await next_turn()
+        assert len(sizes) == turn
+    assert sizes == [TURN_OCTETS] * 3 + [len(data) - 3 * TURN_OCTETS]
+    assert (bytes(loud.data), connection.reading_paused, connection.octets_in) == (data, False, len(data))
+    await wire.send(b"and more")
+    await eventually(lambda: bytes(loud.data) == data + b"and more")
+
+
+@pytest.mark.requirement("SIP-DOS-02")
+async def test_what_waits_for_its_turn_is_held_with_the_connection_and_ends_with_it(world: MakeWorld) -> None:
+    ours, handler = world(), Recorder()
+    connection, _ = await ours.open(handler)
+    sizes = pieces_of(handler)
+    connection.data_received(bytes(4 * TURN_OCTETS))
+    connection.pause_reading()  # by somebody who cannot take more
+    for _ in range(5):
+        await next_turn()
+    assert len(sizes) == 1
+    connection.resume_reading()
+    await next_turn()
+    assert len(sizes) == 2
+    connection.close("operator")
+    for _ in range(5):
+        await next_turn()
+    assert len(sizes) == 2
+
+
+async def test_what_waits_for_its_turn_comes_before_the_end_of_the_stream(world: MakeWorld) -> None:
+    ours, handler = world(), Recorder()
+    connection, _ = await ours.open(handler)
+    connection.data_received(bytes(3 * TURN_OCTETS))
+    connection.eof_received()
+    assert (len(handler.data), handler.calls) == (3 * TURN_OCTETS, ["data", "data", "eof"])
+    await next_turn()
+    assert handler.calls[:3] == ["data", "data", "eof"]
 
 
 async def test_a_codec_frames_messages_and_not_raw_writes(world: MakeWorld) -> None:
