@@ -10,6 +10,7 @@ from edge.policy.base import Policy as Policy
 from edge.policy.checks import AddressList as AddressList
 from edge.policy.checks import DomainList as DomainList
 from edge.policy.checks import FloodDetector as FloodDetector
+from edge.policy.checks import MethodRates as MethodRates
 from edge.policy.checks import ScannerList as ScannerList
 from edge.policy.checks import has_identity as has_identity
 from edge.policy.checks import is_larger as is_larger

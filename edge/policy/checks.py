@@ -1,4 +1,4 @@
-"""Checks that are ready-made: by address, rate, user agent, size, domain, certificate.
+"""Checks that are ready-made: by address, rate, method, user agent, size, domain, certificate.
 
 Each answers with True when there is something to object to, but for `has_identity`. None of them waits for anything.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from edge.msrp.uri import parse_uri as parse_msrp_uri
 from edge.networks import Network, NetworkSet
 from edge.rates import source_key
+from edge.sip.uri import parse_uri as parse_sip_uri
 
 log = logging.getLogger("edge.policy")
 
@@ -28,6 +30,13 @@ class HasSource(Protocol):
 
     @property
     def source(self) -> str: ...
+
+
+class HasMethod(HasSource, Protocol):
+    """Requests of both protocols."""
+
+    @property
+    def method(self) -> str: ...
 
 
 class HasIdentities(Protocol):
@@ -120,6 +129,30 @@ class FloodDetector:
         return len(self._buckets)
 
 
+class MethodRates:
+    """A `FloodDetector` for each method of both protocols: `MethodRates({"INVITE": (5, 20), "SEND": (50, 200)})`.
+
+    The numbers are tokens a second and tokens at most. A method that is not named has no bound.
+    """
+
+    def __init__(self, rates: Mapping[str, tuple[float, float]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._sources = {method: FloodDetector(rate, burst, clock) for method, (rate, burst) in rates.items()}
+        self._users = {method: FloodDetector(rate, burst, clock) for method, (rate, burst) in rates.items()}
+
+    def by_source(self, request: HasMethod) -> bool:
+        """Take a token of the request's source for its method; True when there is none left."""
+        detector = self._sources.get(request.method)
+        return detector is not None and detector.floods(request)
+
+    def by_user(self, request: HasMethod, user: str) -> bool:
+        """Take a token of a user for the method; True when there is none left.
+
+        Before credentials are checked a name is a claim: who claims another's uses up that one's tokens.
+        """
+        detector = self._users.get(request.method)
+        return detector is not None and detector.exceeds(user)
+
+
 class ScannerList:
     """User agents of programs that look for open servers."""
 
@@ -144,6 +177,17 @@ class DomainList:
         """Tell whether a host is listed."""
         name = host.lower().rstrip(".")
         return name in self._names or name.endswith(self._endings or ("\0",))
+
+    def lists(self, uri: str) -> bool:
+        """Tell whether the host of a sip, sips, msrp or msrps URI is listed.
+
+        Raises:
+            RemoteError: no such URI; nothing to catch in a hook for messages, that is answered.
+        """
+        raw = uri.encode("utf-8", "surrogateescape")
+        if raw[:4].lower() == b"msrp":
+            return parse_msrp_uri(raw).host in self
+        return parse_sip_uri(raw).host.decode("utf-8", "surrogateescape") in self
 
 
 def has_identity(what: HasIdentities, names: Iterable[str]) -> bool:
