@@ -82,7 +82,7 @@ def check_clients(clients: Iterable[Client]) -> list[str]:
 
 
 async def still_wrong_at_rest(clients: list[Client], edges: list[Node], registrar: Node) -> list[str]:
-    """With all clients registered and no call: tables hold what is really open, and not one entry more."""
+    """With all clients registered: tables hold what is really open, and not one entry more."""
     wrong = []
     for edge in edges:
         expected = sorted(_address(c, edge.name) for c in clients)
@@ -91,10 +91,15 @@ async def still_wrong_at_rest(clients: list[Client], edges: list[Node], registra
             if found != expected:
                 wrong.append(f"{edge.name}: {kind} differ by {sorted(set(found) ^ set(expected))}, {len(found)} in all")
         wrong += _only_those(edge.name, life_states(edge), {row["id"] for row in await edge.rows("flows")})
-    for node in (*edges, registrar):
+    return wrong + _bindings(clients, await registrar.rows("registrations"))
+
+
+async def transactions_of(nodes: Iterable[Node]) -> list[str]:
+    """What is left of calls that are over, after the longest clock."""
+    wrong = []
+    for node in nodes:
         open_ones = await node.rows("transactions")
         wrong += [f"{node.name}: {len(open_ones)} transactions, such as {open_ones[0]}"] if open_ones else []
-    wrong += _bindings(clients, await registrar.rows("registrations"))
     return wrong
 
 

@@ -181,9 +181,13 @@ class Client:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.close_abandoned()
+
+    async def close_abandoned(self) -> None:
+        """Close what was left open."""
         for phone in self.phones:
-            for ua in phone.abandoned:
-                await close(ua)
+            while phone.abandoned:
+                await close(phone.abandoned.pop())
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

@@ -27,7 +27,7 @@ def can_make_namespaces() -> bool:
 @pytest.mark.skipif(not can_make_namespaces() and not IN_CI, reason="needs root, ip and nft")
 def test_rfc5626_every_call_flow_and_event_is_accounted_for_while_edges_and_registrar_are_killed_and_cut_off() -> None:
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([PACKAGE_FOLDER, str(ROOT)]))
-    command = [sys.executable, "-m", "tests.chaos.run", "--seconds", SECONDS]
+    command = [sys.executable, "-m", "tests.chaos.run", "--seconds", SECONDS, "--brief"]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

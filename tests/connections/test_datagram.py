@@ -129,17 +129,21 @@ def test_what_is_no_sip_makes_no_flow_and_is_counted(loop: Callable[[], asyncio.
     run(loop, body)
 
 
+@pytest.mark.requirement("OB-FAIL-04")
 @LOOPS
-def test_an_unreachable_peer_fails_its_flow_and_nobody_elses(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_unreachable_peer_fails_its_flow_and_nobody_elses(
+    loop: Callable[[], asyncio.AbstractEventLoop], host: str
+) -> None:
     async def body(here: World, port: UdpPort, recorder: Recorder) -> None:
         with Peer(address_of(port)) as alive:
             recorder.on_data = lambda connection, data: connection.send(b"answer")
             alive.send(SIP)
             await alive.read()
             for attempt in range(1, 4):  # the port goes on after each of them
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                    probe.bind(("127.0.0.1", 0))
-                    gone = probe.getsockname()
+                with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                    probe.bind((host, 0))
+                    gone = probe.getsockname()[:2]
                 dead = port.flow_to(*gone)
                 dead.send(b"is anybody there?")
                 await eventually(lambda flow=dead: flow.closed)
@@ -151,7 +155,7 @@ def test_an_unreachable_peer_fails_its_flow_and_nobody_elses(loop: Callable[[], 
             assert here.table.failed_by_reason == {"unreachable": 3}
             assert here.table.datagrams["unreachable"] == 3
 
-    run(loop, body)
+    run(loop, body, host)
 
 
 @LOOPS

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
-from tests.conftest import EdgeServer
+from tests.conftest import EdgeServer, EdgeServerFactory
 from tests.ua.msrp import MsrpEndpoint
 from tests.ua.sip import SipUA
 from tests.ua.sip_message import Request, Response
@@ -75,3 +76,27 @@ async def connections_open(server: EdgeServer, count: int, **labels: str) -> Non
     await eventually(
         lambda: server.metrics().value("edge_connections", **labels) == count, what=f"{count} connections open"
     )
+
+
+_HOOK = """
+def told(event):
+    with open("events.jsonl", "a") as file:
+        file.write(__import__("json").dumps(event) + "\\n")
+"""
+
+
+def start_with_flow_events(edge_server: EdgeServerFactory, config: dict[str, Any], queue: int = 1000) -> EdgeServer:
+    """A server whose flow events are kept in a file, for `flow_events`."""
+    server = edge_server(
+        {**config, "hooks": [{"events": ["flow.*"], "call": "keeping:told", "queue": queue}]}, started=False
+    )
+    (server.directory / "keeping.py").write_text(_HOOK)
+    server.start()
+    return server
+
+
+def flow_events(server: EdgeServer, kind: str) -> list[dict[str, Any]]:
+    """The events of one name that were told so far; all of them once the server was stopped."""
+    path = server.directory / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == kind]

@@ -13,7 +13,7 @@ from tests.server.agents import LOOPBACK, USERS, answering, exchange_messages, o
 from tests.sip.rig import request
 from tests.ua.hostile import HostileUdp
 from tests.ua.sip import SipUA
-from tests.ua.sip_message import uri_parameters
+from tests.ua.sip_message import Response, uri_parameters
 from tests.ua.wait import eventually
 
 
@@ -126,6 +126,38 @@ async def test_rfc5626_7_a_udp_client_whose_port_is_closed_has_failed_without_a_
         await bob.stop()
         assert (await alice.message(bob.uri, b"are you there?", timeout=10)).status == 480
         assert edge.metrics().value("edge_flow_failed_total", reason="unreachable") == 1
+
+
+@pytest.mark.requirement("OB-RTE-05")
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"stall_timeout": 1, "send_queue": 64 << 20}, "stalled"), ({"send_queue": 65536}, "send_queue")],
+)
+async def test_rfc3261_18_4_a_flow_whose_client_reads_nothing_fails_and_what_comes_next_is_430(
+    edge_server: EdgeServerFactory, home: EdgeServer, limits: dict[str, Any], reason: str
+) -> None:
+    """Too long, or too much. What had left before arrives whole, and in order."""
+    edge = make_edge(edge_server, home, limits={"trusted": LOOPBACK, **limits})
+    async with AsyncExitStack() as stack:
+        alice, bob = await registered(edge, stack, "alice"), await registered(edge, stack, "bob")
+        assert bob.link is not None
+        assert bob.registration is not None
+        route = {"Route": bob.registration["Path"]}  # the token of his flow: nobody but the edge is asked
+        bob.link.pause_reading()
+        flood: list[asyncio.Task[Response]] = []
+        while edge.metrics().value("edge_flow_failed_total", reason=reason) == 0:
+            for number in range(len(flood), min(len(flood) + 20, 500)):  # 15 MB: more than the system holds
+                body = b"%06d" % number + b"x" * 30_000
+                flood.append(asyncio.create_task(alice.message(bob.uri, body, headers=route, timeout=60)))
+            await asyncio.sleep(0.05)
+        assert (await alice.message(bob.uri, b"next", headers=route)).status == 430
+        assert {response.status for response in await asyncio.gather(*flood)} == {430}
+        bob.link.resume_reading()
+        await bob.link.wait_closed()
+        bodies = [raw.partition(b"\r\n\r\n")[2] for raw in bob.received("MESSAGE")]
+        assert bodies == [b"%06d" % number + b"x" * 30_000 for number in range(len(bodies))]
+        assert bodies
+        assert bob.errors == []
 
 
 @pytest.mark.requirement("OB-TOK-09")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import resource
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import EdgeServer, EdgeServerFactory
-from tests.server.agents import open_config
+from tests.server.agents import flow_events, open_config, start_with_flow_events
 from tests.ua.sip import SipUA
 from tests.ua.wait import deadline, eventually
 
@@ -20,25 +19,11 @@ CLIENTS = 1000
 FLOW_TIMER_S = 1  # silence of 12 s is a failure
 AT_A_TIME = 40  # handshakes
 
-HOOK = """
-def told(event):
-    with open("events.jsonl", "a") as file:
-        file.write(__import__("json").dumps(event) + "\\n")
-"""
-
 
 @pytest.fixture
 def server(edge_server: EdgeServerFactory) -> EdgeServer:
-    server = edge_server(
-        {
-            **open_config(auth={"required": False}, outbound={"flow_timer": FLOW_TIMER_S}),
-            "hooks": [{"events": ["flow.*"], "call": "thousand:told", "queue": 10 * CLIENTS}],
-        },
-        started=False,
-    )
-    (server.directory / "thousand.py").write_text(HOOK)
-    server.start()
-    return server
+    config = open_config(auth={"required": False}, outbound={"flow_timer": FLOW_TIMER_S})
+    return start_with_flow_events(edge_server, config, queue=10 * CLIENTS)
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +32,6 @@ def _enough_files() -> None:
     wanted = CLIENTS + 500
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
-
-
-def events(server: EdgeServer) -> list[dict[str, Any]]:
-    path = server.directory / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 async def live_and_die(
@@ -82,7 +62,7 @@ async def test_1000_websocket_clients_killed_at_random_fail_once_each(server: Ed
         agents = await asyncio.gather(*(live_and_die(server, n, how, gate, dice) for n, how in enumerate(ways)))
 
     def told(kind: str) -> list[dict[str, Any]]:
-        return [event for event in events(server) if event["event"] == kind]
+        return flow_events(server, kind)
 
     try:
         await eventually(lambda: len(told("flow.failed")) >= CLIENTS, 60, what=f"{CLIENTS} failures")
