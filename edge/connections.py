@@ -19,6 +19,7 @@ from typing import Protocol
 
 from mypy_extensions import mypyc_attr
 
+from edge.bounds import Limits
 from edge.events import ConnectionClosed, ConnectionFailed, ConnectionOpened, ConnectionRefused, EventBus
 from edge.timers import Timed, TimerWheel
 
@@ -27,6 +28,7 @@ log = logging.getLogger("edge.conn")
 Address = tuple[str, int]
 
 TURN_OCTETS = 16384  # about five milliseconds of the smallest SIP messages
+_LOOKS = 8  # so often in `idle_timeout` a connection is asked whether octets have left
 
 
 class Transport(IntEnum):
@@ -100,8 +102,8 @@ class Connection(Timed):
 
     __slots__ = (
         "closed", "first_message", "handler", "id", "identities", "last_received", "listener", "local", "octets_in",
-        "octets_out", "opened_at", "outgoing", "registered", "remote", "source", "stalled_at", "table", "token",
-        "transport", "turn_octets", "unsent_seen", "uses", "writable",
+        "octets_out", "opened_at", "outgoing", "registered", "remote", "sent_at", "sent_seen", "source", "stalled_at",
+        "table", "token", "transport", "turn_octets", "unsent_seen", "uses", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +125,8 @@ class Connection(Timed):
         self.handler = handler
         self.opened_at = self.last_received = table.now()
         self.octets_in = self.octets_out = 0
+        self.sent_seen = 0  # `octets_out` at the last look for idle connections
+        self.sent_at = 0.0  # when such a look found that octets had left since the one before
         self.uses = 0  # open server transactions; counted here, owned above
         self.registered = 0  # registrations and MSRP sessions that live here; counted, not owned
         self.turn_octets = TURN_OCTETS  # most a handler gets in one turn of the loop
@@ -184,45 +188,6 @@ class Connection(Timed):
     def handle_timer(self, now: float) -> None:
         """The next deadline of this connection: first message, then idleness."""
         self.table.check_deadline(self, now)
-
-
-class Limits(Protocol):
-    """The settings this module needs; `config.Limits` has them all."""
-
-    @property
-    def connections(self) -> int:
-        """Streams and handshakes at a time."""
-        ...
-
-    @property
-    def connections_per_source(self) -> int:
-        """Of one address."""
-        ...
-
-    @property
-    def first_message_timeout(self) -> float:
-        """Seconds until a first whole message."""
-        ...
-
-    @property
-    def idle_timeout(self) -> float:
-        """Seconds without an octet."""
-        ...
-
-    @property
-    def stall_timeout(self) -> float:
-        """Seconds in which a receiver takes nothing."""
-        ...
-
-    @property
-    def send_queue(self) -> int:
-        """Octets that may wait for a receiver."""
-        ...
-
-    @property
-    def udp_flows(self) -> int:
-        """UDP flows remembered at a time."""
-        ...
 
 
 def _relieve_nobody() -> int:
@@ -435,13 +400,23 @@ class ConnectionTable:
         elif not connection.first_message and not connection.outgoing:
             due, reason = connection.opened_at + self._limits.first_message_timeout, "no_message"
         else:
-            due, reason = connection.last_received + self._limits.idle_timeout, "idle"
+            idle_s = self._limits.idle_timeout
+            due, reason = self._last_moved(connection, now) + idle_s, "idle"
+            if due > now:
+                due = min(due, now + idle_s / _LOOKS)
         if due > now:
             self.wheel.start(connection, due)
         elif connection.transport is Transport.UDP and connection.registered:
             self.wheel.start(connection, now + self.udp_idle)
         else:
             connection.close(reason)
+
+    @staticmethod
+    def _last_moved(connection: Connection, now: float) -> float:
+        """When octets last came or left; of those that left it is only known between which two looks."""
+        if connection.octets_out != connection.sent_seen:
+            connection.sent_seen, connection.sent_at = connection.octets_out, now
+        return max(connection.last_received, connection.sent_at)
 
     def _start_ticking(self) -> None:
         if self._ticker is None:

@@ -97,6 +97,23 @@ async def test_one_who_is_idle_is_closed_and_one_who_speaks_is_not(world: MakeWo
     assert not busy.closed
 
 
+async def test_one_who_only_takes_octets_is_not_idle_until_there_are_none(world: MakeWorld) -> None:
+    here = world(first_message_timeout=0.3, idle_timeout=0.8)
+    idle, _ = await here.open(recorder := Recorder())
+    taker, wire = await here.open(took := Recorder())
+    idle.first_message = taker.first_message = True
+    idle.send(b"once")
+    while not idle.closed:
+        taker.send(b"x")
+        await asyncio.sleep(0.05)
+    assert recorder.lost == ["idle"]
+    assert not taker.closed
+    while not taker.closed:
+        await asyncio.sleep(0.05)
+    assert took.lost == ["idle"]
+    assert (await wire.read()).startswith(b"xxx")
+
+
 async def test_live_and_opened_follow_the_transport(world: MakeWorld) -> None:
     here = world()
     connection, _ = await here.open(Recorder())
