@@ -3,7 +3,8 @@
 # make test   linters, types, import rules, tests                        ARGS="tests/sip -k register" are passed to pytest
 # make test-compiled   the tests of compiled modules, with the compiled ones; part of `make test`
 # make lint   the linters, types and import rules alone
-# make fuzz   hostile octets for whatever reads SIP, for a bounded time  EDGE_FUZZ_SECONDS=60 is how long; see docs/operations.md
+# make fuzz   hostile octets for whatever reads SIP or MSRP, for some time EDGE_FUZZ_SECONDS=60 is how long; see docs/operations.md
+# make soak   files of 5 GiB through one and two relays, some minutes    ARGS="-k tls" for some of them
 # make chaos  two edges and a registrar, killed and cut off at random    EDGE_CHAOS_SECONDS=600 is how long, EDGE_CHAOS_SEED repeats one; needs root
 # make clean  removes what the above made; edge.db and the certificate stay
 
@@ -22,7 +23,7 @@ SITE     = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path(
 # What runs once more with the compiled modules: all that looks at them, and the server as a process.
 COMPILED := auth connections demux fuzz msrp outbound server sip websocket test_compiled.py
 
-.PHONY: build run test test-compiled lint fuzz chaos clean
+.PHONY: build run test test-compiled lint fuzz soak chaos clean
 
 build: $(VENV)/.installed
 
@@ -53,6 +54,10 @@ fuzz: $(VENV)/.installed-test
 	  echo "atheris is not to be had for this Python: changing the seeds at random instead"; \
 	  $(BIN)/python -m pytest tests/fuzz $(ARGS); \
 	fi
+
+# -s, because it prints what each transfer took.
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -s -m slow tests/server/test_msrp_files.py $(ARGS)
 
 chaos: export EDGE_CHAOS_SECONDS ?= 600
 chaos: $(VENV)/.installed-test

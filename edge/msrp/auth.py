@@ -261,10 +261,11 @@ class Enrolment:
         Raises:
             RemoteError: a path that is no URI, or the relay is going down.
         """
-        parse_uri(head.from_path[0])
+        previous = parse_uri(head.from_path[0])
         uri = self._make_uri(source, parse_uri(head.to_path[0]))
         session = Session(self._relay.table, uri, source, head.from_path, user)
         self._relay.open_session(session, now, lifetime)
+        self._relay.limit_chunks(source, previous)
         return session
 
     def _make_uri(self, source: MsrpHandler, asked: MsrpUri) -> MsrpUri:

@@ -83,6 +83,13 @@ class Outbox:
         if self.websocket:
             self.limit = self.relay.settings.websocket_piece
 
+    def lower_limit(self, size: int) -> None:
+        """Cut pieces at `size` from now on, if that is less; those of a WebSocket have a size of their own."""
+        if size < self.limit and not self.websocket:
+            self.limit = size
+            for route in list(self.routes):
+                route.withdraw()
+
     @property
     def blocked(self) -> bool:
         """Whether body octets have to wait: the transport is full, or the peer owes too many answers."""

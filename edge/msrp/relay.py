@@ -356,6 +356,12 @@ class Relay:
             self._links[uri.hop] = handler
         return handler
 
+    def limit_chunks(self, handler: MsrpHandler, hop: MsrpUri) -> None:
+        """Cut what goes to this hop at the size set for it, also over a connection that it has opened."""
+        size = self.settings.chunk_sizes.get((hop.host, hop.port), 0)
+        if size:
+            handler.outbox.lower_limit(size)
+
     def _may_dial(self, source: MsrpHandler, now: float) -> bool:
         """Allow so many connections each second for the frames of one peer."""
         rate = float(self.settings.connects_per_second)

@@ -141,7 +141,7 @@ class Router:
         if existing_only:
             raise RemoteError(481, "no_connection")
         handler = self._relay.dial_next_hop(target, source, now)
-        session.bind_far(handler, uri, target)
+        self._bind(session, handler, uri, target)
         return Route(source, handler.outbox, [session], True, head)
 
     def _loops(self, head: Head, now: float) -> bool:
@@ -182,7 +182,7 @@ class Router:
         if far is not None and far.uri.key != uri.key:
             raise RemoteError(481, "far_path")
         if far is None or far.handler is not source:
-            session.bind_far(source, uri)
+            self._bind(session, source, uri, uri)
         return owner.outbox
 
     def _far_outbox(self, session: Session, uri: MsrpUri, source: MsrpHandler, head: Head, now: float) -> Outbox:
@@ -199,8 +199,13 @@ class Router:
                 raise RemoteError(403, "second_far_path")
             self._relay.stats.second_far_paths += 1
         handler = self._relay.dial_next_hop(uri, source, now)
-        session.bind_far(handler, uri)
+        self._bind(session, handler, uri, uri)
         return handler.outbox
+
+    def _bind(self, session: Session, handler: MsrpHandler, uri: MsrpUri, hop: MsrpUri) -> None:
+        """Bind a far connection; the chunk size set for its hop holds whoever opened the connection."""
+        session.bind_far(handler, uri, hop)
+        self._relay.limit_chunks(handler, hop)
 
 
 def _same_path(path: list[bytes], enrolled: list[bytes]) -> bool:

@@ -14,8 +14,11 @@ from edge.msrp.framing import Frame, FrameReader
 from edge.msrp.handler import MsrpHandler
 from edge.wsframes import FrameDecoder, Part
 from tests.msrp.parser import Parsed, parse_frames
-from tests.msrp.recorder import MINA, NORA, XM, XN, Bench, E, Recorder, send
+from tests.msrp.recorder import MINA, NORA, PABLO, XM, XN, Bench, E, Recorder, send
+from tests.ua.clock import FakeClock
 
+_XP = XN.replace("Ub3n", "Pb3n")
+_TABLE = Bench.make_table(FakeClock())
 _GOOD = send(f"{XM} {XN} {NORA}", MINA, b"probe", tid="prob0001")
 
 
@@ -89,13 +92,15 @@ def read_websocket(mode: int, data: bytes) -> None:
 
 
 class Desk:
-    """One relay with Nora on TLS and Mina on a WebSocket, used for one input."""
+    """One relay with Nora on TLS, Mina on a WebSocket, and Pablo whom nobody may write to; used for one input."""
 
     def __init__(self, mode: int) -> None:
-        self.bench = Bench(max_chunk_size=(0, 2048, 5000)[mode % 3])
+        self.bench = Bench(table=_TABLE, max_chunk_size=(0, 2048, 5000)[mode % 3])
         self.nora, self.mina = self.bench.connect(), self.bench.connect(Transport.WSS)
+        self.pablo = self.bench.connect()
         self.bench.open(self.nora, XN, NORA)
         self.bench.open(self.mina, XM, MINA, user="mina")
+        self.bench.open(self.pablo, _XP, PABLO, user="pablo")
 
     def say(self, who: Recorder, pieces: list[bytes]) -> None:
         """Hand over a stream, or one WebSocket message in parts."""
@@ -117,6 +122,17 @@ class Desk:
         self.mina.close("eof")
         return frames + parse_frames(self.nora.take())
 
+    def check_rest(self) -> None:
+        """Nobody heard what was not for him, and of those who have gone nothing is kept."""
+        assert self.pablo.sent == []
+        for who in (self.nora, self.mina):
+            who.close("eof")
+            handler = who.handler
+            assert isinstance(handler, MsrpHandler)
+            assert (handler.buffered, who.registered) == (0, 0)
+            assert [*handler.outbox.pending, *handler.outbox.streams, *handler.outbox.lanes, *handler.routes] == []
+        assert len(self.bench.relay.table) == 1
+
 
 def parse_one(message: bytes) -> list[Parsed]:
     """A WebSocket message is one frame."""
@@ -137,6 +153,7 @@ def relay_octets(mode: int, data: bytes) -> None:
     streaming = desk.nora.handler.outbox.open  # type: ignore[attr-defined]
     if streaming is None:
         desk.heard()
+    desk.check_rest()
 
 
 def relay_body(mode: int, data: bytes) -> None:
@@ -168,6 +185,7 @@ def relay_body(mode: int, data: bytes) -> None:
         assert frame.range[0] == len(joined) + 1
         joined += frame.body or b""
     assert joined == body
+    desk.check_rest()
     assert [frame.flag for frame in frames] == ["+"] * (len(frames) - 1) + ["$"]
 
 

@@ -104,33 +104,36 @@ async def test_chat_and_files_both_ways_between_two_clients_of_the_relay(
 
 
 @needs("kamailio")
+@pytest.mark.parametrize("first", ["alice", "bob"])  # who opens the connection between the relays, ours or Kamailio
 async def test_chat_and_files_both_ways_with_kamailio_as_the_second_relay(
-    edge: Callable[..., EdgeServer], start: StartProgram, capture: Callable[[str], Capture], tmp_path: Path
+    edge: Callable[..., EdgeServer], start: StartProgram, capture: Callable[[str], Capture], tmp_path: Path, first: str
 ) -> None:
-    server = edge(msrp={"max_chunk_size": 8192})  # Kamailio takes frames of about 10 kB
-    kamailio = start_kamailio(start, tmp_path, server.port)
+    kamailio = free_port()
+    server = edge(msrp={"chunk_sizes": {f"127.0.0.1:{kamailio}": 8192}})  # Kamailio takes frames of about 10 kB
+    start_kamailio(start, tmp_path, kamailio, server.port)
     wire = capture(f"tcp port {server.port} or tcp port {kamailio}")
     async with endpoint("alice", server.port) as alice, endpoint("bob", kamailio) as bob:
         bob.algorithms = ("MD5",)
         await alice.auth()
+        assert alice.link is not None
+        to_alice = server.port, alice.link.local[1]
         await bob.auth()
-        await chat(alice, bob)
+        await chat(*((alice, bob) if first == "alice" else (bob, alice)))
         await send_file(alice, bob, binary_file(), "application/octet-stream", chunk_size=None)
         await send_file(bob, alice, text_file(), "text/plain", chunk_size=8000)
         assert {tuple(relays_of(frame)) for frame in bob.received("SEND")} == {(kamailio, server.port)}
         assert {tuple(relays_of(frame)) for frame in alice.received("SEND")} == {(server.port, kamailio)}
     frames = await asyncio.to_thread(dissected, wire, tmp_path)
-    to_kamailio = sends([f for f in frames if f.stream[1] == kamailio])
+    from_us = [f for f in frames if f.stream[0] == server.port and f.stream != to_alice]
+    to_kamailio = sends([f for f in frames if f.stream[1] == kamailio] + from_us)
     assert sum(to_kamailio) > 2 * FILE_OCTETS  # one file from the server, the other from Bob
     assert max(to_kamailio) < 10_000
 
 
-def start_kamailio(start: StartProgram, directory: Path, edge_port: int) -> int:
-    """Start Kamailio as a relay and return its port."""
-    port = free_port()
+def start_kamailio(start: StartProgram, directory: Path, port: int, edge_port: int) -> None:
+    """Start Kamailio as a relay."""
     config = directory / "kamailio.cfg"
     text = (Path(__file__).parent / "kamailio_msrp.cfg").read_text()
     config.write_text(text.replace("@PORT@", str(port)).replace("@EDGE@", str(edge_port)))
     arguments = ["kamailio", "-DD", "-E", "-f", config, "-P", directory / "kamailio.pid", "-Y", directory, "-m", "64"]
     start("kamailio", arguments).wait_ready(port)
-    return port

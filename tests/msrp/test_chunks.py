@@ -82,6 +82,21 @@ def test_the_limit_may_be_set_for_one_next_hop() -> None:
     assert [len(frame.body or b"") for frame in parse_frames(bench.dialled[0].connection.take())] == [8192, 8192, 3616]
 
 
+@pytest.mark.requirement("MSRP-CHK-11")
+def test_the_limit_of_a_next_hop_holds_also_when_it_has_connected_to_us() -> None:
+    bench = Bench(max_chunk_size=0, chunk_sizes={("pablo.harbor.example", 7788): 8192})
+    nora, pablo, other = bench.connect(), bench.connect(), bench.connect()
+    bench.open(nora, XN, NORA)
+    bench.open(other, XM, MINA, user="mina")
+    for owner, uri, path in ((other, XM, MINA), (nora, XN, NORA)):
+        pablo.receive(send(f"{uri} {path}", PABLO))
+        owner.take()
+        pablo.take()
+        owner.receive(send(f"{uri} {PABLO}", path, pattern(20_000)))
+        assert [len(frame.body or b"") for frame in parse_frames(pablo.take())] == [8192, 8192, 3616]
+    assert not bench.dialled
+
+
 @pytest.mark.requirement("MSRP-CHK-05", "MSRP-CHK-12")
 def test_range_ends() -> None:
     pair = Pair()

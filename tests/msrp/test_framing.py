@@ -270,6 +270,18 @@ def test_oversize_is_found_before_the_head_is_complete() -> None:
         assert reader.state == BROKEN
 
 
+@pytest.mark.requirement("MSRP-FRM-22")
+@pytest.mark.parametrize(("size", "broken"), [(512, False), (513, True)])
+def test_a_start_line_has_at_most_512_octets(size: int, broken: bool) -> None:
+    line = b"MSRP abcd " + b"A" * (size - 10)
+    for pieces in ([line + b"\r\n"], [line, b"\r\n"]):
+        sink = Sink()
+        reader = FrameReader(sink)
+        for piece in pieces:
+            reader.receive(piece, 0.0)
+        assert (reader.state == BROKEN) == broken
+
+
 @pytest.mark.requirement("MSRP-FRM-20")
 def test_bodies_of_other_requests_are_small() -> None:
     small, large = (send(A, B, b"x" * size, method="NICKNAME") for size in (10240, 10241))
