@@ -137,6 +137,7 @@ def check(config: ConfigOption = None) -> None:
     settings, source = _load(config)
     lines = [("configuration", source), ("role", settings.role), ("domains", ", ".join(settings.domains))]
     lines += [("certificate", _check_certificate(settings, source)), ("storage", _check_storage(settings, source))]
+    lines += _check_outside(settings, source)
     lines += [("admin", f"http://{settings.admin.bind}")]
     for name, text in lines:
         print(f"{name + ':':<15}{printable(text)}")
@@ -367,6 +368,13 @@ def _check_storage(settings: Settings, source: str) -> str:
         return probe(settings.storage.url)
     except StorageError as error:
         raise ConfigError(source, "storage.url", str(error)) from error
+
+
+def _check_outside(settings: Settings, source: str) -> list[tuple[str, str]]:
+    from edge.probing import probe_accounting, probe_hooks  # noqa: PLC0415 - as in serve
+
+    accounting = probe_accounting(settings.accounting, source)
+    return [("accounting", accounting), ("hooks", probe_hooks(settings.hooks, source))]
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -37,6 +37,9 @@ def open_ledger(settings: Accounting, source: str, loop: asyncio.AbstractEventLo
 def _open_sink(settings: Accounting) -> Sink:
     if not settings.url.startswith("file:"):
         return AccountTable(settings.url)
-    path = settings.url.removeprefix("file:")
-    path = path.removeprefix("//")
-    return Journal(Path(path), log, rotate_size=settings.rotate_size, keep=settings.keep)
+    return Journal(journal_path(settings.url), log, rotate_size=settings.rotate_size, keep=settings.keep)
+
+
+def journal_path(url: str) -> Path:
+    """Return the file that a `file:` URL names."""
+    return Path(url.removeprefix("file:").removeprefix("//"))

@@ -22,7 +22,7 @@ from edge.msrp.relay import Relay
 from edge.policy.base import Policy
 from edge.policy.endings import Endings
 from edge.policy.frames import MsrpFrame
-from edge.policy.loading import is_overridden
+from edge.policy.loading import HOOKS, is_overridden
 from edge.policy.messages import SipBranch, SipRequest, SipResponse, decode
 from edge.policy.order import OrderedReceiver
 from edge.policy.tools import Tools
@@ -70,6 +70,8 @@ class PolicyRunner:
         def waits(name: str) -> bool:
             return inspect.iscoroutinefunction(getattr(policy, name))
 
+        for name in filter(has, HOOKS):
+            self.errors.setdefault(name, 0)  # a counter that begins with its first error shows no increase
         core, access = self._core, self._core.access
         core.request_hook = (
             (self._request_later if waits("sip_request") else self._request) if has("sip_request") else None

@@ -21,6 +21,8 @@ def test_defaults_are_checked_without_leaving_anything_behind(edge: Command, tmp
         r"^domains: +localhost",
         r"^certificate: +edge.crt \(self-signed, made at the first start\)$",
         r"^storage: +sqlite:///edge.db \(made at the first start\)$",
+        r"^accounting: +none$",
+        r"^hooks: +none$",
         r"^admin: +http://127.0.0.1:9060$",
         r"^0.0.0.0:5060 +udp, tcp, tls, ws, wss +sip, msrp",
         r"^\[::\]:5060 +udp, tcp, tls, ws, wss +sip, msrp",
@@ -136,3 +138,62 @@ def test_the_process_prints_and_exits_as_the_function_does(edge_process: Command
     assert (done.returncode, done.stderr) == (1, "edge: bob@localhost: no such user\n")
     assert edge_process("user", "list").stdout == "alice@localhost\n"
     assert edge_process("user", "import", "-", stdin="bob@localhost:ä\n").stdout == "1 users imported\n"
+
+
+HOOK = "[[hooks]]\nevents = ['flow.*']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (HOOK + "exec = ['/usr/local/bin/no-such-program', 'x']", "hooks[0].exec[0]: /usr/local/bin/no-such-program is not there"),
+        (HOOK + "exec = ['no-such-program']", "hooks[0].exec[0]: no-such-program is not there"),
+        (HOOK + "exec = ['./plain']", "hooks[0].exec[0]: ./plain may not be executed"),
+        (HOOK + "exec = ['/bin']", "hooks[0].exec[0]: /bin may not be executed"),
+        (HOOK + "exec = ['/bin/true']\n" + HOOK + "call = 'missing:told'", "hooks[1].call: "),
+        ("[accounting]\nurl = 'file:/no/such/folder/acc.jsonl'", "accounting.url: /no/such/folder is not there, or cannot be written"),
+        ("[accounting]\nurl = 'file:folder'", "accounting.url: folder cannot be written"),
+        ("[accounting]\nurl = 'sqlite:///no/acc.db'", "accounting.url: no/acc.db is not there, and its folder cannot be written"),
+    ],
+)  # fmt: skip
+def test_hook_programs_and_the_place_of_accounting_are_looked_for(
+    edge: Command, tmp_path: Path, text: str, line: str
+) -> None:
+    (tmp_path / "plain").write_text("#!/bin/sh\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "edge.toml").write_text(text)
+    done = edge("check", "--config", "edge.toml")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"edge: edge.toml: {line}")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("file:acc.jsonl", "acc.jsonl (made at the first start)"),
+        ("file:there.jsonl", "there.jsonl (there)"),
+        ("sqlite:///acc.db", "sqlite:///acc.db (made at the first start)"),
+    ],
+)
+def test_hooks_and_accounting_that_can_be_used_are_shown_and_nothing_is_left_behind(
+    edge: Command, tmp_path: Path, url: str, shown: str
+) -> None:
+    (tmp_path / "there.jsonl").touch()
+    (tmp_path / "mine.py").write_text("def told(event): ...\n")
+    text = f"[accounting]\nurl = '{url}'\n{HOOK}exec = ['sh', '-c', 'true']\n{HOOK}call = 'mine:told'\n"
+    (tmp_path / "edge.toml").write_text(text)
+    before = sorted(tmp_path.iterdir())
+    done = edge("check", "--config", "edge.toml")
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"^accounting: +{re.escape(shown)}$", done.stdout, re.MULTILINE)
+    assert re.search(r"^hooks: +2$", done.stdout, re.MULTILINE)
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_an_accounting_database_that_is_away_is_said_and_is_no_error(edge: Command, tmp_path: Path) -> None:
+    url = f"postgresql://edge:hunter2@127.0.0.1:{free_port()}/edge"
+    (tmp_path / "edge.toml").write_text('[accounting]\nurl = "env:DATABASE"')
+    done = edge("check", "--config", "edge.toml", env={"DATABASE": url})
+    assert done.returncode == 0
+    assert "does not answer, records would wait: " in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr

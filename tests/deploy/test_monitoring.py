@@ -132,6 +132,16 @@ def test_promtool_finds_no_fault() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.interop
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here")
+def test_alerts_about_losses_fire_for_what_is_lost_and_for_nothing_else() -> None:
+    rules = ROOT / "tests" / "deploy" / "alerts_test.yml"
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(rules)], capture_output=True, text=True, timeout=scaled(60), check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_scrape_configuration_names_the_rules_and_the_job_the_alerts_know() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     assert [DEPLOY / "prometheus" / name for name in config["rule_files"]] == [ALERTS]

@@ -71,6 +71,7 @@ async def test_an_exception_answers_500_is_counted_and_logged_and_hurts_nothing_
                 raise RuntimeError("no idea")
     """)
     server.expect_traceback = True
+    assert '{hook="sip_request"} 0.0' in server.admin_get("/metrics")  # there before its first error
     async with sip_ua(server, "alice") as alice:
         assert (await alice.register()).status == 200
         assert (await alice.options("sip:example.com")).status == 500
