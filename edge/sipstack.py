@@ -127,6 +127,7 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         recurse=settings.sip.recurse,
         timers=_session_timers(settings),
         flow_timer=settings.outbound.flow_timer,
+        websocket_received=settings.sip.websocket_received,
         courtesies=world.courtesies,
         edging=edging,
         calls=_build_calls(settings, world),

@@ -59,18 +59,27 @@ class IntervalTooSmall(Explained):
 
 
 class Answerer:
-    """Answers statelessly and counts it. `courtesies` bounds the refusals of bad tokens for each source."""
+    """Answers statelessly and counts it. `courtesies` bounds the refusals of bad tokens for each source.
 
-    __slots__ = ("_courtesies", "_reach", "_tags", "_transactions", "stats")
+    Without `websocket_received` the Via of a WebSocket client stays as it came (RFC 7118 §5.3).
+    """
+
+    __slots__ = ("_courtesies", "_reach", "_tags", "_transactions", "_websocket_received", "stats")
 
     def __init__(
-        self, transactions: Transactions, reach: ReplyFlows, tags: ToTags, courtesies: SourceRate | None = None
+        self,
+        transactions: Transactions,
+        reach: ReplyFlows,
+        tags: ToTags,
+        courtesies: SourceRate | None = None,
+        websocket_received: bool = True,
     ) -> None:
         self.stats = SipStats()
         self._transactions = transactions
         self._reach = reach
         self._tags = tags
         self._courtesies = courtesies
+        self._websocket_received = websocket_received
 
     def count(self, status: int) -> None:
         """Count an answer that goes out."""
@@ -80,12 +89,20 @@ class Answerer:
         """Return the To tag for our own answer."""
         return self._tags(message)
 
+    def note_source(self, connection: Connection, message: Message) -> None:
+        """Write into the top Via where the request came from, over what its sender claims (RFC 3261 §18.2.1)."""
+        if not self._websocket_received and connection.transport.websocket:
+            via = message.via
+            if via.received is None and not via.rport:  # nothing is claimed
+                return
+        fix_top_via(message, connection.remote)
+
     def refuse_unchecked(self, connection: Connection, message: Message, error: RemoteError) -> None:
         """Answer a message that failed the first checks, where its Via could be read and it is no ACK."""
         self.stats.reject(error.label)
         if not error.status or message.method == b"ACK" or not hasattr(message, "via"):
             return
-        fix_top_via(message, connection.remote)
+        self.note_source(connection, message)
         try:
             message.to_tag = h.read_tag(message.texts[h.TO]) if message.first[h.TO] else None
         except RemoteError:

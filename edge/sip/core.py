@@ -32,7 +32,7 @@ from edge.sip.answers import ToTags, build_trying, options_headers
 from edge.sip.branch import BranchHook, Group, Opener, Reached, Target, cancel_key
 from edge.sip.calls import CallTable
 from edge.sip.edging import Edging, Passage
-from edge.sip.forward import MAX_BREADTH, Draft, Routes, fix_top_via, loop_mark, read_routes
+from edge.sip.forward import MAX_BREADTH, Draft, Routes, loop_mark, read_routes
 from edge.sip.latecomers import Latecomers, Waiter
 from edge.sip.location import Location
 from edge.sip.message import Message, MessageLimits, check_request, check_response
@@ -83,6 +83,7 @@ class SipCore:
         recurse: bool = False,
         timers: SessionTimers | None = None,
         flow_timer: int = 120,
+        websocket_received: bool = True,
         courtesies: SourceRate | None = None,
         edging: Edging | None = None,
         calls: CallTable | None = None,
@@ -114,7 +115,7 @@ class SipCore:
         self._flow_timer = flow_timer
         self._edging = edging
         self.latecomers: Latecomers | None = None  # None: no request waits for a device
-        self._answers = Answerer(transactions, reach, tags, courtesies)
+        self._answers = Answerer(transactions, reach, tags, courtesies, websocket_received)
         self.stats = self._answers.stats
         self.answer = self._answers.answer
         self.count_answer = self._answers.count
@@ -135,7 +136,7 @@ class SipCore:
             return False
         connection.first_message = True
         self.stats.count_request(message.method)
-        fix_top_via(message, connection.remote)
+        self._answers.note_source(connection, message)
         try:
             self._receive_request(connection, message, now)
         except RemoteError as error:

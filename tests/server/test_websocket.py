@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.conftest import EdgeServer, EdgeServerFactory
-from tests.server.agents import answering, exchange_messages, open_config, sip_ua
+from tests.server.agents import USERS, answering, exchange_messages, open_config, sip_ua
 from tests.ua.hostile import HostileClient
 from tests.ua.wait import eventually
 
@@ -182,6 +182,27 @@ async def test_rfc7118_5_via_says_ws_or_wss_and_the_name_of_a_client_is_never_lo
         other.on_request = answering()
         await other.register()
         assert (await exchange_messages(alice, other)).status == 200
+
+
+@pytest.mark.requirement("OB-WS-06", "SIP-WSS-04")
+async def test_rfc7118_5_3_received_may_be_left_out_on_websocket(edge_server: EdgeServerFactory) -> None:
+    """What a client claims of itself is never believed, and other transports say what they always say."""
+    server = edge_server(open_config(sip={"websocket_received": False}), USERS)
+    async with AsyncExitStack() as stack:
+        bob = await stack.enter_async_context(sip_ua(server, "bob", "udp"))
+        bob.on_request = answering()
+        await bob.register()
+        for name, kind in (("alice", "wss"), ("carol", "ws"), ("dave", "tcp")):
+            agent = await stack.enter_async_context(sip_ua(server, name, kind))
+            registered = await agent.register()
+            assert registered.status == 200
+            answer = await agent.message(bob.uri, b"hello")
+            assert (b";received=" in bob.received("MESSAGE")[-1]) is (kind == "tcp"), kind
+            for response in (registered, answer):
+                assert ("received=" in response["Via"]) is (kind == "tcp"), kind
+            lie = {"Via": agent.via().replace(";rport", "") + ";received=192.0.2.9"}
+            told = await agent.request("OPTIONS", "sip:example.com", headers=lie, auth=False)
+            assert (told.status, "received=192.0.2.9" in told["Via"]) == (200, False), kind
 
 
 @pytest.mark.requirement("OB-WS-05")
