@@ -18,6 +18,7 @@ from edge.outbound.path import Force
 from edge.rates import SourceBlocks, SourceRate
 from edge.sip.access import Access
 from edge.sip.addresses import Addresses
+from edge.sip.answering import Answerer
 from edge.sip.answers import ToTags
 from edge.sip.calls import CallTable, Write
 from edge.sip.core import Reach, SipCore
@@ -107,10 +108,11 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         known_user=_known_user(world.storage.users),
         edging=edging,
     )
+    transactions = Transactions(world.wheel)
     core = SipCore(
         addresses=addresses,
         limits=_message_limits(settings),
-        transactions=Transactions(world.wheel),
+        transactions=transactions,
         location=location,
         access=access,
         registration=registration,
@@ -121,14 +123,12 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         random=world.random,
         uris=uris,
         soon=world.soon,
-        tags=tags,
+        answers=Answerer(transactions, reach, tags, world.courtesies, settings.sip.websocket_received),
         max_transactions=settings.limits.transactions,
         max_branches=settings.limits.branches,
         recurse=settings.sip.recurse,
         timers=_session_timers(settings),
         flow_timer=settings.outbound.flow_timer,
-        websocket_received=settings.sip.websocket_received,
-        courtesies=world.courtesies,
         edging=edging,
         calls=_build_calls(settings, world),
     )

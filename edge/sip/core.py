@@ -22,13 +22,12 @@ from typing import Protocol
 from edge.connections import Connection, Transport
 from edge.errors import RemoteError
 from edge.outbound.flows import FlowState, FlowTable
-from edge.rates import SourceRate
 from edge.sip import headers as h
 from edge.sip.access import Access, Pending
 from edge.sip.addresses import Addresses
 from edge.sip.again import Again
 from edge.sip.answering import Answerer, IntervalTooSmall, ReplyFlows, check_proxy_require
-from edge.sip.answers import ToTags, build_trying, options_headers
+from edge.sip.answers import build_trying, options_headers
 from edge.sip.branch import BranchHook, Group, Opener, Reached, Target, cancel_key
 from edge.sip.calls import CallTable
 from edge.sip.edging import Edging, Passage
@@ -77,14 +76,12 @@ class SipCore:
         random: Callable[[int], bytes],
         uris: UriCache,
         soon: Callable[[Callable[[], None]], object],
-        tags: ToTags,
+        answers: Answerer,
         max_transactions: int = 100000,
         max_branches: int = 12,
         recurse: bool = False,
         timers: SessionTimers | None = None,
         flow_timer: int = 120,
-        websocket_received: bool = True,
-        courtesies: SourceRate | None = None,
         edging: Edging | None = None,
         calls: CallTable | None = None,
     ) -> None:
@@ -115,11 +112,11 @@ class SipCore:
         self._flow_timer = flow_timer
         self._edging = edging
         self.latecomers: Latecomers | None = None  # None: no request waits for a device
-        self._answers = Answerer(transactions, reach, tags, courtesies, websocket_received)
-        self.stats = self._answers.stats
-        self.answer = self._answers.answer
-        self.count_answer = self._answers.count
-        self.tag_for = self._answers.tag_for
+        self._answers = answers
+        self.stats = answers.stats
+        self.answer = answers.answer
+        self.count_answer = answers.count
+        self.tag_for = answers.tag_for
         self._lost: set[int] = set()
         self._again = Again(registration, access, location, transactions, self.stats, limits.header_line)
 

@@ -35,6 +35,7 @@ from edge.outbound.token import TokenKeys
 from edge.policy.tools import Tools
 from edge.sip.access import Access
 from edge.sip.addresses import Addresses
+from edge.sip.answering import Answerer
 from edge.sip.answers import ToTags
 from edge.sip.core import SipCore
 from edge.sip.devices import Devices
@@ -138,10 +139,11 @@ class Edge:
             addresses, location, self.flows, uris, force=force, devices=devices, gruus=gruus,
             known_user=lambda aor, done: done(False),
         )  # fmt: skip
+        transactions, reach = Transactions(self.wheel), Nowhere()
         return SipCore(
-            addresses=addresses, limits=MessageLimits(), transactions=Transactions(self.wheel), location=location,
-            access=access, registration=registration, targets=targets, flows=self.flows, reach=Nowhere(), clock=clock,
-            random=os.urandom, uris=uris, soon=self.loop.call_soon, tags=tags,
+            addresses=addresses, limits=MessageLimits(), transactions=transactions, location=location,
+            access=access, registration=registration, targets=targets, flows=self.flows, reach=reach, clock=clock,
+            random=os.urandom, uris=uris, soon=self.loop.call_soon, answers=Answerer(transactions, reach, tags),
         )  # fmt: skip
 
     def _build_relay(self) -> Relay:
