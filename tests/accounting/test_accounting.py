@@ -193,6 +193,28 @@ async def test_a_kill_tears_no_line_and_a_torn_one_is_mended(edge_server: EdgeSe
     assert "accounting mended file=acc.jsonl octets=26" in server.log_text()
 
 
+async def test_kills_amid_traffic_lose_nothing_that_was_written_and_leave_whole_lines(
+    edge_server: EdgeServerFactory,
+) -> None:
+    server = edge_server(config(), USERS)
+    before = 0
+    for _ in range(3):
+        traffic = asyncio.create_task(register(server, 100_000))
+        name = "edge_accounting_records_total"
+        seen = await eventually(lambda: (metrics := server.metrics()).value(name) >= 50 and metrics, 30)  # noqa: B023
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        traffic.cancel()
+        await asyncio.gather(traffic, return_exceptions=True)
+        server.start()  # cuts off what the kill may have left of a line
+        found = records(server)
+        # What waited when the numbers were read may be lost, what was written is not.
+        assert len(found) - before >= seen.value(name)
+        before = len(found)
+    assert len({record["id"] for record in found}) == before
+
+
 async def test_a_full_disk_holds_nobody_up_is_counted_and_is_over_when_there_is_room(
     edge_server: EdgeServerFactory,
 ) -> None:

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from aiohttp import web
@@ -27,8 +27,10 @@ from edge.events import (
     ConnectionFailed,
     Event,
     FlowFailed,
+    PolicyEvent,
     StorageChanged,
     event_fields,
+    event_name,
 )
 from edge.hooks.building import build_hooks
 from edge.hooks.dispatcher import Dispatcher
@@ -152,6 +154,37 @@ async def test_a_function_of_ours_subscribes_by_name_and_filter_and_ends_it(disp
     end()
     own.receive(FAILED)
     assert len(seen) == 1
+
+
+SAMPLES = {str: "some", int: 7, float: 1.5, bool: True}
+
+
+def some_event(kind: type[Event]) -> Event:
+    """An event of a class with a value in each field that needs one."""
+    types = get_type_hints(kind)
+    wanted = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    return kind(**{name: SAMPLES.get(types[name], ()) for name in wanted if types[name] != dict[str, Any]})
+
+
+@pytest.mark.parametrize("kind", EVENTS.values(), ids=list(EVENTS))
+async def test_every_event_starts_a_program_a_request_and_a_function_by_name_and_filter(
+    kind: type[Event], tmp_path: Path, dispatcher: Any, receiver: Receiver
+) -> None:
+    event = some_event(kind)
+    name = event_name(event)
+    key = next(name for name, value in event_fields(event).items() if isinstance(value, str | bool))
+    chosen = {"events": (name,), "filter": {} if isinstance(event, PolicyEvent) else {key: event_fields(event)[key]}}
+    other = dataclasses.replace(event, **{key: "other" if isinstance(event_fields(event)[key], str) else False})
+    module = write_module(tmp_path, "seen = []\ndef told(event):\n    seen.append(event)\n")
+    out = tmp_path / "event.json"
+    for action in ({"exec": ("/bin/sh", "-c", f"cat > {out}")}, {"url": receiver.url}, {"call": f"{module}:told"}):
+        own = dispatcher(**chosen, **action)
+        for each in (other, FAILED if kind is not ConnectionFailed else FLOOD, event):
+            own.receive(each)
+        assert await ended(own) == {"started": 1, "done": 1}
+    told = [json.loads(out.read_text()), json.loads(receiver.requests[0][1]), *sys.modules[module].seen]
+    assert [each["event"] for each in told] == [name] * 3
+    assert {each[key] for each in told} == {event_fields(event)[key]}
 
 
 # -- programs
