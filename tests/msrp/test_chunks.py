@@ -110,12 +110,13 @@ def test_range_ends() -> None:
 
 @pytest.mark.requirement("MSRP-CHK-07", "MSRP-CHK-06")
 @pytest.mark.parametrize("flag", ["$", "+", "#"])
-@pytest.mark.parametrize("total", ["*", "99999"])
-def test_the_last_piece_has_the_flag_of_the_chunk(flag: str, total: str) -> None:
-    pair = Pair(max_chunk_size=4096)
-    pair.feed(send(f"{XN} {NORA}", FAR, pattern(10_000), byte_range=f"1-*/{total}", flag=flag), 3000)
+@pytest.mark.parametrize(("end", "total"), [("*", "*"), ("*", "99999"), ("10000", "*")])
+@pytest.mark.parametrize(("limit", "cuts"), [(4096, 2), (0, 0)])
+def test_the_last_piece_has_the_flag_of_the_chunk(flag: str, end: str, total: str, limit: int, cuts: int) -> None:
+    pair = Pair(max_chunk_size=limit)
+    pair.feed(send(f"{XN} {NORA}", FAR, pattern(10_000), byte_range=f"1-{end}/{total}", flag=flag), 3000)
     frames = parse_frames(pair.nora.take())
-    assert [frame.flag for frame in frames] == ["+", "+", flag]
+    assert [frame.flag for frame in frames] == ["+"] * cuts + [flag]
     assert {frame.range[2] for frame in frames} == {total}
 
 
@@ -327,6 +328,33 @@ def test_a_slow_receiver_stops_its_sender_and_nothing_is_lost() -> None:
         assert pair.far.pauses == 0
     assert joined(parse_frames(pair.nora.take())) == body
     assert pair.far.take().count(b" 200 OK") == 1
+
+
+@pytest.mark.requirement("MSRP-FLOW-01")
+def test_senders_faster_than_their_turns_are_held_at_the_same_bound() -> None:
+    pair = Pair()
+    senders = [pair.bench.connect() for _ in range(3)]
+    body = pattern(4_000_000)
+    slow(pair.nora)
+    for number, sender in enumerate(senders):
+        uri = XN.replace("Ub3n", f"Ub{number}n")
+        pair.bench.open(pair.nora, uri, NORA)
+        sender.receive(send(f"{uri} {NORA}", FAR, body, mid=f"big{number}")[:131_072])
+    pair.nora.drain()
+    held = 0
+    for at in range(131_072, 3_900_000, 131_072):  # three reads for each turn of the loop
+        for sender in senders:
+            handler = sender.handler
+            assert isinstance(handler, MsrpHandler)
+            if not sender.pauses:
+                sender.receive(body[at : at + 131_072])
+            held += sender.pauses
+            assert handler.buffered <= 262_144
+        if pair.bench.turns:
+            pair.bench.turns.pop(0)()
+    assert held
+    pair.bench.run_turns()
+    assert [sender.pauses for sender in senders] == [0, 0, 0]
 
 
 @pytest.mark.requirement("MSRP-FLOW-02")

@@ -426,6 +426,17 @@ def test_an_error_may_come_while_the_chunk_arrives_and_is_the_only_answer() -> N
     assert len(parse_frames(pair.nora.take())) == 1
 
 
+@pytest.mark.requirement("MSRP-SEND-07")
+@pytest.mark.parametrize("extra", ["", "X: 1"])  # the short way and the long one
+def test_responses_to_a_send_go_to_the_previous_hop_alone(extra: str) -> None:
+    pair = Pair()
+    for uri, code in ((XN, "200"), (XN.replace("Ub3n", "AAAA"), "481")):
+        pair.far.receive(send(f"{uri} {NORA}", f"{FAR} {PABLO}", tid="the.id", extra=extra))
+        (response,) = parse_frames(pair.far.take())
+        assert (response.method[:3], response.identifier, response.flag) == (code, "the.id", "$")
+        assert (response["To-Path"], response["From-Path"]) == (FAR, uri)
+
+
 @pytest.mark.requirement("MSRP-SEND-10", "MSRP-RESP-01", "MSRP-RESP-09")
 def test_a_send_to_us_is_a_keepalive_or_an_error() -> None:
     pair = Pair()
@@ -841,9 +852,10 @@ def test_loops() -> None:
     bench.open(nora, XN, NORA)
     bench.open(bench.connect(), XM, MINA)
     bench.open(bench.connect(), third, PABLO)
-    for path in (f"{XN} {XM} {XN} {PABLO}", f"{XN} {XM} {third} {PABLO}", f"{XN} {XN} {PABLO}"):
+    for number, path in enumerate((f"{XN} {XM} {XN} {PABLO}", f"{XN} {XM} {third} {PABLO}", f"{XN} {XN} {NORA}"), 1):
         nora.receive(send(path, NORA))
         assert parse_frames(nora.take())[0].method[:3] == "403"
+        assert bench.relay.stats.refused == {"loop": number}
 
 
 @pytest.mark.requirement("MSRP-SEC-06")
@@ -862,8 +874,13 @@ def test_slow_heads_are_closed_and_slow_bodies_are_not() -> None:
     for octet in wire[4000:4100]:
         pair.bench.advance(1)
         slow.receive(bytes([octet]))
+    for octet in wire[4100:4103]:
+        pair.bench.advance(59)
+        slow.receive(bytes([octet]))
     assert not slow.closed
-    pair.bench.advance(95)
+    pair.bench.advance(59)
+    assert not slow.closed
+    pair.bench.advance(36)
     assert slow.end == "slow_body"
 
 

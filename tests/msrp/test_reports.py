@@ -304,7 +304,8 @@ def test_partial_is_remembered_for_thirty_seconds(after: float, reported: bool) 
 
 
 @pytest.mark.requirement("MSRP-FLOW-07")
-def test_the_time_stands_still_while_the_next_hop_is_not_read() -> None:
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_time_stands_still_while_the_next_hop_is_not_read(answered: bool) -> None:
     pair = Pair()
     pair.send()
     pair.nora.take()
@@ -315,9 +316,12 @@ def test_the_time_stands_still_while_the_next_hop_is_not_read() -> None:
     pair.bench.advance(60)
     pair.nora.drain()
     assert pair.pablo.pauses == 0
-    pair.pablo.receive(answer(frame))
-    pair.bench.advance(60)
+    pair.bench.advance(25)  # of its thirty seconds only these have passed
     assert reports(pair.frames()) == []
+    if answered:
+        pair.pablo.receive(answer(frame))
+    pair.bench.advance(60)
+    assert reports(pair.frames()) == ([] if answered else [("1-2/2", "000 408 Downstream timeout")])
 
 
 @pytest.mark.requirement("MSRP-TMR-01", "MSRP-TMR-04")
@@ -362,14 +366,17 @@ def test_unanswered_chunks_hold_their_sender_at_a_bound() -> None:
     assert pair.nora.pauses == 0
 
 
-@pytest.mark.requirement("MSRP-RESP-05", "MSRP-CHK-15")
-def test_a_loss_before_the_answer_is_a_response() -> None:
+@pytest.mark.requirement("MSRP-RESP-05", "MSRP-CHK-15", "MSRP-SEND-08")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loss_before_the_answer_is_a_response(mode: str) -> None:
     pair = Pair()
-    wire = send(f"{XN} {PABLO}", NORA, b"x" * 9000)
+    extra = "" if mode == "absent" else f"Failure-Report: {mode}"
+    wire = send(f"{XN} {PABLO}", NORA, b"x" * 9000, extra=extra)
     pair.nora.receive(wire[:5000])
     pair.pablo.drain()
     pair.pablo.close("reset")
-    assert [(frame.method, frame.identifier) for frame in pair.frames()] == [("408 Next hop lost", "tid00001")]
+    expected = [] if mode == "no" else [("408 Next hop lost", "tid00001")]
+    assert [(frame.method, frame.identifier) for frame in pair.frames()] == expected
     pair.nora.receive(wire[5000:])
     assert pair.frames() == []
 
