@@ -98,9 +98,11 @@ def build_relay_settings(settings: Settings, names: Iterable[Address]) -> RelayS
     """Say what the relay may do; `names` are the (host, port) pairs that mean us, besides the domains."""
     msrp = settings.msrp
     domains = [(domain.lower(), listen.port) for domain in settings.domains for listen in settings.listen]
+    use_path = read_host_port(msrp.use_path) if msrp.use_path else None
+    issued = [use_path] if use_path is not None else []
     return RelaySettings(
-        names=frozenset((host.lower(), port) for host, port in [*names, *domains]),
-        use_path=read_host_port(msrp.use_path) if msrp.use_path else None,
+        names=frozenset((host.lower(), port) for host, port in [*names, *domains, *issued]),
+        use_path=use_path,
         min_expires=msrp.min_expires,
         max_expires=msrp.max_expires,
         default_expires=msrp.default_expires,

@@ -179,7 +179,7 @@ class Router:
         far = session.find_far(source)
         if far is None and session.far:
             raise RemoteError(506, "bound")
-        if far is not None and far.uri.key != uri.key:
+        if far is not None and not far.speaks_as(uri):
             raise RemoteError(481, "far_path")
         if far is None or far.handler is not source:
             self._bind(session, source, uri, uri)
@@ -188,7 +188,7 @@ class Router:
     def _far_outbox(self, session: Session, uri: MsrpUri, source: MsrpHandler, head: Head, now: float) -> Outbox:
         """Find the connection to the far side, or open one (RFC 4976 §6.4.2)."""
         for far in session.far:
-            if far.hop == uri.hop and not far.handler.outbox.closed:
+            if not far.handler.outbox.closed and far.leads_to(uri):
                 return far.handler.outbox
         if self._relay.is_ours(uri, source.connection):
             raise RemoteError(481, "session")

@@ -32,6 +32,22 @@ class Far:
         self.uri = uri
         self.hop = hop
 
+    def leads_to(self, uri: MsrpUri) -> bool:
+        """Tell whether frames for this URI go over the connection.
+
+        A relay that only an AUTH went to has no session-id yet, and maybe no port: its first URI tells both.
+        """
+        secure, host, port, transport = self.hop
+        if self.hop != uri.hop and (port or (secure, host, transport) != (uri.secure, uri.host, uri.transport)):
+            return False
+        if not self.uri.session_id:
+            self.uri, self.hop = uri, uri.hop
+        return True
+
+    def speaks_as(self, uri: MsrpUri) -> bool:
+        """Tell whether this URI is the one that speaks over the connection (RFC 4975 §7.3)."""
+        return self.uri.key == uri.key if self.uri.session_id else self.leads_to(uri)
+
 
 class Session(Timed):
     """One URI of ours that is alive.

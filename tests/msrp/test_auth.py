@@ -11,7 +11,7 @@ from edge.connections import Transport
 from edge.events import AuthenticationFailed, SessionClosed, SessionOpened
 from edge.msrp.handler import MsrpHandler
 from tests.msrp.parser import Parsed, parse_frames
-from tests.msrp.recorder import MINA, NORA, PABLO, XN, Bench, Recorder, send
+from tests.msrp.recorder import GT, MINA, NORA, PABLO, TARIQ, XN, Bench, Recorder, send
 
 EDGE = "msrps://edge.loom.example:2855;tcp"
 
@@ -365,6 +365,26 @@ def test_use_path_behind_two_relays() -> None:
     one = "msrps://r1.example:1/a;tcp"
     client = Client(Bench().connect(identities=("r2.example",)), path=f"{two} {one} {NORA}")
     assert client.enrol()["Use-Path"].startswith(f"{one} {two} msrps://edge.loom.example:2855/")
+
+
+@pytest.mark.requirement("MSRP-CON-04", "MSRP-BIND-10")
+@pytest.mark.parametrize("port", ["", ":2855"])
+def test_what_follows_an_auth_to_a_second_relay_takes_its_connection_both_ways(port: str) -> None:
+    bench = Bench()
+    nora = bench.connect()
+    session = bench.open(nora, XN, NORA)
+    nora.receive(send(f"{XN} msrps://gate.fjord.example{port};tcp", NORA, None, method="AUTH", mid=""))
+    (dialled,) = bench.dialled
+    gate = dialled.connection
+    gate.take()
+    nora.receive(send(f"{XN} {GT} {TARIQ}", NORA, tid="tid00002"))
+    assert gate.take().startswith(b"MSRP ")
+    nora.take()
+    gate.receive(send(f"{XN} {NORA}", f"{GT} {TARIQ}", tid="back0001"))
+    assert b"\r\nhi\r\n" in nora.take()
+    gate.receive(send(f"{XN} {NORA}", f"{GT.replace('Zm8', 'Xm8')} {TARIQ}", tid="back0002"))
+    assert b" 481 " in gate.take()
+    assert (len(bench.dialled), len(session.far)) == (1, 1)
 
 
 @pytest.mark.requirement("MSRP-AUTH-32")

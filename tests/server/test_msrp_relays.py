@@ -1,0 +1,250 @@
+"""Several relays as processes: Use-Path of two hops, links between relays; and who is not let through, and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from tests.conftest import EdgeServer, EdgeServerFactory, free_port
+from tests.server.agents import LOOPBACK, USERS, counted, msrp_client, open_config
+from tests.ua.certs import Authority
+from tests.ua.hostile import HostileClient
+from tests.ua.msrp import AuthFailed, MsrpEndpoint, MsrpListener
+from tests.ua.msrp_frame import Frame
+from tests.ua.wait import eventually
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Whom the relays trust."""
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+def relay_config(authority: Authority, port: int, **msrp: Any) -> dict[str, Any]:
+    """A relay that calls itself localhost, with a certificate for that, and asks others for theirs."""
+    own = authority.issue(f"relay{port}", dns=["localhost"])
+    trust = str(authority.path)
+    return {
+        "tls": {
+            "certificate": str(own.certificate),
+            "private_key": str(own.private_key),
+            "trust": trust,
+            "client_ca": trust,
+        },
+        "msrp": {"allow_targets": LOOPBACK, "use_path": f"localhost:{port}", **msrp},
+        "limits": {"trusted": LOOPBACK},
+    }
+
+
+@pytest.fixture(scope="module")
+def relays(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[tuple[EdgeServer, EdgeServer]]:
+    """Two relays that know each other by certificate."""
+    both = []
+    for name in ("one", "two"):
+        port = free_port()
+        server = EdgeServer(tmp_path_factory.mktemp(name), relay_config(authority, port), port=port)
+        server.import_users(USERS)
+        server.start()
+        both.append(server)
+    yield both[0], both[1]
+    for server in both:
+        server.finish()
+
+
+def uri_of(relay: EdgeServer) -> str:
+    """What an AUTH for a relay is addressed to."""
+    return f"msrps://localhost:{relay.port};tcp"
+
+
+def ports_of(path: list[str]) -> list[int]:
+    """The ports of the URIs of a path."""
+    return [int(uri.split(":")[2].split("/")[0]) for uri in path]
+
+
+async def exchange(one: MsrpEndpoint, other: MsrpEndpoint) -> Frame:
+    """A file and its report each way, and a refusal; returns the first chunk that `other` got."""
+    for sender, receiver in ((one, other), (other, one)):
+        path = [*sender.use_path, *receiver.path]
+        sent = await sender.send(path, bytes(range(256)) * 1000, "application/octet-stream", success_report="yes")
+        assert sent.ok
+        message = await receiver.next_message()
+        assert bytes(message.data) == bytes(range(256)) * 1000
+        assert message.from_path[-1] == sender.uri
+        report = await sender.next_report()
+        assert (report["Message-ID"], report["Status"]) == (message.message_id, "000 200 OK")
+    other.answer = 413
+    assert (await one.send([*one.use_path, *other.path], b"no more")).ok
+    assert (await one.next_report())["Status"].startswith("000 413")
+    await other.next_message()
+    return message.chunks[0]
+
+
+# ------------------------------------------------------------------------------------------ Use-Path of several hops
+
+
+@pytest.mark.requirement("MSRP-AUTH-25", "MSRP-AUTH-26", "MSRP-AUTH-27", "MSRP-SEND-03")
+@pytest.mark.parametrize("transport", ["tls", "wss"])
+async def test_a_client_enrols_with_a_second_relay_through_its_own(
+    relays: tuple[EdgeServer, EdgeServer], transport: str
+) -> None:
+    one, two = relays
+    async with AsyncExitStack() as stack:
+        alice = await stack.enter_async_context(msrp_client(one, "alice", transport))
+        bob = await stack.enter_async_context(msrp_client(two, "bob"))
+        (first,) = await alice.auth()
+        path = [first, uri_of(two)]
+        with pytest.raises(AuthFailed) as failed:
+            await alice.auth(5, to_path=path)
+        assert (failed.value.status, failed.value.frame.get("Min-Expires")) == (423, "60")
+        use_path = await alice.auth(900, to_path=path)
+        assert use_path[0] == first
+        assert ports_of(use_path) == [one.port, two.port]
+        assert alice.expires == 900
+        shown = two.run("show", "sessions", "--json", "--admin", two.admin_url).stdout
+        assert "alice" in {row["user"].partition("@")[0] for row in json.loads(shown)["items"]}
+        await bob.auth()
+        assert ports_of((await exchange(alice, bob)).from_path[:-1]) == [one.port, two.port, two.port]
+        alice.password = "wrong"
+        with pytest.raises(AuthFailed) as failed:
+            await alice.auth(to_path=path)
+        assert failed.value.status == 401
+
+
+@pytest.mark.requirement("MSRP-AUTH-02", "MSRP-SEND-02")
+async def test_the_name_in_use_path_is_one_of_ours(relays: tuple[EdgeServer, EdgeServer]) -> None:
+    async with msrp_client(relays[0], "alice") as alice:
+        (first,) = await alice.auth(to_path=[uri_of(relays[0])])
+        unknown = first.replace(f":{relays[0].port}/", f":{relays[0].port}/x")
+        assert (await alice.send([unknown, alice.uri], b"?")).statuses == [481]
+
+
+@pytest.mark.requirement("MSRP-AUTH-28")
+async def test_a_second_relay_that_is_not_there_gives_408(relays: tuple[EdgeServer, EdgeServer]) -> None:
+    async with msrp_client(relays[0], "alice") as alice:
+        (first,) = await alice.auth()
+        with pytest.raises(AuthFailed) as failed:
+            await alice.auth(to_path=[first, f"msrps://localhost:{free_port()};tcp"])
+        assert failed.value.status == 408
+        assert failed.value.frame.to_path == [alice.uri]
+
+
+@pytest.mark.requirement("MSRP-AUTH-26")
+async def test_nobody_else_enrols_through_a_clients_uri(relays: tuple[EdgeServer, EdgeServer]) -> None:
+    one, two = relays
+    async with msrp_client(one, "alice") as alice, msrp_client(one, "erin") as erin:
+        (first,) = await alice.auth()
+        await erin.auth()
+        opened = two.metrics().value("edge_connections_opened_total", transport="tls")
+        with pytest.raises(AuthFailed) as failed:
+            await erin.auth(to_path=[first, uri_of(two)])
+        assert failed.value.status == 403
+        assert two.metrics().value("edge_connections_opened_total", transport="tls") == opened
+
+
+# ------------------------------------------------------------------------------------------ links
+
+
+@pytest.mark.requirement("MSRP-CON-04", "MSRP-FLOW-03")
+@pytest.mark.parametrize(("share", "links"), [(True, 1), (False, 3)])
+async def test_sessions_share_a_link_to_another_relay_or_have_one_each(
+    edge_server: EdgeServerFactory, authority: Authority, share: bool, links: int
+) -> None:
+    ports = free_port(), free_port()
+    one = edge_server(relay_config(authority, ports[0], share_links=share), USERS, port=ports[0])
+    two = edge_server(relay_config(authority, ports[1]), USERS, port=ports[1])
+    async with AsyncExitStack() as stack:
+        pairs = []
+        for here, there in (("alice", "bob"), ("carol", "dave"), ("erin", "alice")):
+            near = await stack.enter_async_context(msrp_client(one, here))
+            far = await stack.enter_async_context(msrp_client(two, there))
+            await near.auth()
+            await far.auth()
+            pairs.append((near, far))
+        before = two.metrics().value("edge_connections_opened_total", transport="tls")
+        await asyncio.gather(*(exchange(near, far) for near, far in pairs))
+        for near, far in pairs:  # used again, in both directions
+            far.answer = 200
+            await exchange(far, near)
+            near.answer = 200
+        assert two.metrics().value("edge_connections_opened_total", transport="tls") == before + links
+        assert one.metrics().value("edge_connections_opened_total", transport="tls") == len(pairs) + links
+
+
+# ------------------------------------------------------------------------------------------ who is not let through
+
+
+@pytest.mark.requirement("MSRP-SEC-02")
+async def test_targets_that_are_not_public_are_not_dialled_and_counted(edge_server: EdgeServerFactory) -> None:
+    server = edge_server(open_config(msrp={"allow_targets": []}), USERS)
+    async with msrp_client(server, "alice", "tcp") as alice, MsrpListener("peer") as peer:
+        port = peer.address[1]
+        hosts = ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost", "10.1.2.3", "192.168.3.4", "169.254.1.1"]
+        for number, host in enumerate(hosts, 1):
+            (uri,) = await alice.auth()
+            sent = await alice.send([uri, f"msrp://{host}:{port}/x;tcp"], b"?", message_id=f"to {number}")
+            assert sent.ok
+            report = await alice.next_report()
+            assert (report["Message-ID"], report["Status"].split()[1]) == (f"to {number}", "403")
+            await counted(server, "edge_connections_failed_total", number, reason="refused_target")
+        assert peer.links == []
+
+
+@pytest.mark.requirement("MSRP-SEC-01", "MSRP-BIND-05", "MSRP-BIND-01", "MSRP-BIND-10")
+async def test_strangers_are_refused_and_counted(edge_server: EdgeServerFactory) -> None:
+    server = edge_server(open_config(), USERS)
+    async with AsyncExitStack() as stack:
+        alice = await stack.enter_async_context(msrp_client(server, "alice", "tcp"))
+        peer = await stack.enter_async_context(MsrpListener("peer"))
+        await alice.auth()
+
+        async def statuses(path: list[str], count: int = 1) -> list[int]:
+            async with msrp_client(server, "erin", "tcp") as erin:
+                return [status for _ in range(count) for status in (await erin.send(path, b"?")).statuses]
+
+        # A stranger has nobody dialled through Alice's URI, and does not speak for her over a connection of his own.
+        assert await statuses([*alice.use_path, peer.uri]) == [403]
+        await counted(server, "edge_msrp_rejected_total", 1, reason="target")
+        assert (await alice.send([*alice.use_path, peer.uri], b"hello")).ok
+        await peer.next_message()
+        assert await statuses([*alice.use_path, alice.uri]) == [506]
+        await counted(server, "edge_msrp_rejected_total", 1, reason="bound")
+        # Who knows no session, and is nobody: five guesses; somebody else's relay: not one.
+        nobody = alice.use_path[0].replace("/", "/x").replace("msrp:/x/x", "msrp://")
+        assert await statuses([nobody, alice.uri], 5) == [481] * 5
+        await counted(server, "edge_msrp_rejected_total", 5, reason="session")
+        await counted(server, "edge_msrp_rejected_total", 1, reason="failures")
+        async with HostileClient(("127.0.0.1", server.port)) as client:
+            await client.send(
+                b"MSRP a786hjs2 SEND\r\nTo-Path: msrp://gate.example:2855/x;tcp msrp://b.example:2/y;tcp\r\n"
+                b"From-Path: msrp://c.example:9/y;tcp\r\nMessage-ID: 1\r\n-------a786hjs2$\r\n"
+            )
+            assert await client.read_until_close() == b""
+        await counted(server, "edge_msrp_rejected_total", 1, reason="foreign")
+        assert len(peer.links) == 1
+
+
+async def test_a_flood_of_auth_is_refused_and_counted(edge_server: EdgeServerFactory) -> None:
+    server = edge_server(open_config(limits={"trusted": []}), USERS)
+    ends = 0
+    for _ in range(30):
+        async with msrp_client(server, "alice", "tcp") as alice:
+            alice.password = "wrong"
+            for _ in range(5):
+                with pytest.raises(AuthFailed) as failed:
+                    await alice.auth()
+                if failed.value.status == 403:
+                    break
+            if failed.value.status == 403:
+                break
+            await alice.wait_closed()
+            ends += 1
+    assert ends > 0
+    assert failed.value.status == 403
+    await counted(server, "edge_msrp_rejected_total", 1, reason="locked_out")
+    await counted(server, "edge_connections_closed_total", ends, reason="auth_failures")
+    await eventually(lambda: "auth flood src=127.0.0.1" in server.log_text())
