@@ -48,10 +48,8 @@ from edge.policy.runner import PolicyRunner
 from edge.rates import SourceRate
 from edge.relayfinder import RelayFinder
 from edge.sip.addresses import Addresses
-from edge.sip.branch import Reached
-from edge.sip.reach import SipReach
+from edge.sip.reach import LateReach, SipReach
 from edge.sip.resolver import Resolver
-from edge.sip.uri import SipUri
 from edge.sipstack import SipStack, World, build_sip
 from edge.sockets import Bound, bind_all
 from edge.storage.base import Storage, UnusableUrlError
@@ -90,7 +88,7 @@ class Server:
         self._draining = False
         self._listening = False
         self._ticker: asyncio.TimerHandle | None = None
-        self._reach: SipReach | None = None
+        self._reach = LateReach()
         self._ends_seen = 0
 
     # -- start
@@ -240,7 +238,8 @@ class Server:
             courtesies=self._courtesies,
             trusted=trusted,
         )
-        self._sip: SipStack = build_sip(self._settings, world, Addresses(self._settings.domains, self._names()), self)
+        addresses = Addresses(self._settings.domains, self._names())
+        self._sip: SipStack = build_sip(self._settings, world, addresses, self._reach)
 
     def _names(self) -> list[Address]:
         """Return every (host, port) that means us."""
@@ -250,26 +249,6 @@ class Server:
             hosts = [*local_addresses(), "localhost"] if listen.wildcard else [listen.host]
             names += [(host, listen.port) for host in hosts]
         return names
-
-    def reach(self, uri: SipUri, size: int, reached: Reached) -> None:
-        """Find ways for SIP requests; see `edge.sip.reach`."""
-        assert self._reach is not None
-        self._reach.reach(uri, size, reached)
-
-    def reply_flow(self, connection: Connection, host: str, port: int) -> Connection:
-        """Find the flow for an answer; see `edge.sip.reach`."""
-        assert self._reach is not None
-        return self._reach.reply_flow(connection, host, port)
-
-    def avoid(self, connection: Connection, seconds: float) -> None:
-        """Leave an address alone for a while; see `edge.sip.reach`."""
-        assert self._reach is not None
-        self._reach.avoid(connection, seconds)
-
-    def note_alias(self, connection: Connection, port: int) -> None:
-        """Let a peer's connection be used for what goes to it; see `edge.sip.reach`."""
-        assert self._reach is not None
-        self._reach.note_alias(connection, port)
 
     def _build_relay(self) -> None:
         settings = self._settings
@@ -331,7 +310,7 @@ class Server:
             timeout_s=settings.sip.dns_timeout,
         )
         self._relay_finder = RelayFinder(settings.sip.nameservers, settings.sip.dns_timeout, self._random)
-        self._reach = SipReach(
+        reach = SipReach(
             resolver=self._resolver,
             dialer=self._dialer,
             ports=self._ports,
@@ -339,6 +318,7 @@ class Server:
             handler=lambda connection: self._sip.framing.handler(),
             allowed=NetworkSet(settings.sip.reachable_networks).contains,
         )
+        self._reach.use(reach)
 
     def _answer_stun(self, datagram: bytes, source: Address) -> bytes | None:
         return answer_stun(datagram, source) if self._courtesies.admits(source[0]) else None

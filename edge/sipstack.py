@@ -77,6 +77,7 @@ class SipStack:
     keeper: BindingKeeper | None
     addresses: Addresses
     watch_calls: Callable[[Write], CallTable]  # makes a table of calls that tells `write` of them
+    next_hop: bytes  # of role edge, else empty
 
 
 def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Reach) -> SipStack:
@@ -136,7 +137,9 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
         core.latecomers = Latecomers(world.wheel, devices, settings.outbound.late_flow)
         registration.welcome = core.latecomers.welcome
     framing = _build_framing(settings, world, core)
-    return SipStack(core, framing, location, registration, keeper, addresses, partial(_new_calls, settings))
+    next_hop = edging.settings.next_hop.raw if edging is not None else b""
+    watch = partial(_new_calls, settings)
+    return SipStack(core, framing, location, registration, keeper, addresses, watch, next_hop)
 
 
 def _build_access(settings: Settings, world: World, addresses: Addresses, uris: UriCache, gruus: Gruus) -> Access:

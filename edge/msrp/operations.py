@@ -2,6 +2,8 @@
 
 reply               answer it, with headers of one's own
 relay               pass it on; over connections that exist, by way of another next hop, closing after it
+challenge           ask for credentials, and check those it has
+enrol               let an AUTH have its URI without credentials
 save_session        issue a URI to its sender without AUTH; look_up finds any session again
 """
 
@@ -56,13 +58,41 @@ class Operations:
         source, head = self._source, self._frame.head
         if next_hop is not None or existing_only:
             via = parse_uri(next_hop) if next_hop is not None else None
-            route = source.relay.router.resolve_over(source, head, now, via=via, existing_only=existing_only)
-            source.routes[head.paths] = route
+            source.routes[head.paths] = source.relay.router.resolve_over(
+                source, head, now, via=via, existing_only=existing_only
+            )
             source.succeed()
-        route = source.relay.forwarder.find_route(source, head, now)
+        route = source.relay.forwarder.find_route(source, head, now) if close_after else None
         source.relay.forwarder.handle_frame(source, self._frame, now)
-        if close_after:
+        if route is not None:
             route.outbox.close_when_sent()
+
+    def challenge(self, now: float) -> None:
+        """Let an AUTH be asked for credentials, and those it carries be checked (RFC 4976 §5.1).
+
+        Raises:
+            RemoteError: 403 for any other request.
+        """
+        if self._frame.head.start.method != b"AUTH":
+            raise RemoteError(403, "policy")
+        self._source.relay.forwarder.handle_frame(self._source, self._frame, now)
+
+    def enrol(self, user: str, lifetime_s: int, now: float) -> Session:
+        """Answer an AUTH with a URI although nobody has proved anything; `lifetime_s` 0 stands for the usual one.
+
+        Raises:
+            RemoteError: it is no AUTH, has paths of strangers, or the relay is going down.
+        """
+        source, head = self._source, self._frame.head
+        if head.start.method != b"AUTH":
+            raise RemoteError(403, "policy")
+        lifetime = lifetime_s or source.relay.settings.default_expires
+        session = self.save_session(user, lifetime, now)
+        source.authenticated = True
+        source.succeed()
+        use_path = b" ".join((*reversed(head.from_path[:-1]), session.uri.raw))
+        source.respond(head, 200, extra=(b"Use-Path: " + use_path, b"Expires: %d" % lifetime))
+        return session
 
     def save_session(self, user: str, lifetime_s: float, now: float) -> Session:
         """Issue a URI of this relay to the sender, as AUTH does; `reply` tells it (`Use-Path`, `Expires`).

@@ -121,14 +121,17 @@ class Router:
     def resolve_over(
         self, source: MsrpHandler, head: Head, now: float, *, via: MsrpUri | None, existing_only: bool
     ) -> Route:
-        """Decide as `resolve` does for a request of a session's owner, but reach the next hop as an operator says.
+        """Decide as `resolve` does, but reach the next hop as an operator says.
 
-        `via` is connected to in place of the next hop, paths stay as they are; with `existing_only` nothing is dialled.
+        `via` is connected to in place of the next hop, for a session's owner, and paths stay as they are; with
+        `existing_only` nothing is dialled.
 
         Raises:
             RemoteError: as `resolve`; also 481 (label "no_connection"), and 403 when the sender is not the owner.
         """
         session = self.find_session(source, head, now)
+        if via is None and self._stays_here(session, source, head, now):
+            return self.resolve(source, head, now)
         if not source.owns(session) or not _same_path(head.from_path, session.owner_path):
             raise RemoteError(403, "not_owner")
         if len(head.to_path) < 2:
@@ -143,6 +146,12 @@ class Router:
         handler = self._relay.dial_next_hop(target, source, now)
         self._bind(session, handler, uri, target)
         return Route(source, handler.outbox, [session], True, head)
+
+    def _stays_here(self, session: Session, source: MsrpHandler, head: Head, now: float) -> bool:
+        """Whether a request is for a user of this relay, to whom nobody dials."""
+        if not source.owns(session):
+            return True
+        return len(head.to_path) > 1 and self._relay.table.find(parse_uri(head.to_path[1]), now) is not None
 
     def _loops(self, head: Head, now: float) -> bool:
         own = [uri for uri in head.to_path if self._relay.table.find_raw(uri, now)]

@@ -15,9 +15,11 @@ from edge.policy.checks import ScannerList as ScannerList
 from edge.policy.checks import has_identity as has_identity
 from edge.policy.checks import is_larger as is_larger
 from edge.policy.frames import MsrpFrame as MsrpFrame
-from edge.policy.messages import SipBranch as SipBranch
-from edge.policy.messages import SipRequest as SipRequest
-from edge.policy.messages import SipResponse as SipResponse
+from edge.policy.requests import SipRequest as SipRequest
+from edge.policy.responses import SipBranch as SipBranch
+from edge.policy.responses import SipResponse as SipResponse
+from edge.policy.routing import Flow as Flow
+from edge.policy.routing import Route as Route
 from edge.policy.views import Ended as Ended
 from edge.policy.views import NewConnection as NewConnection
 from edge.policy.views import Registering as Registering

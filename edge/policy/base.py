@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from edge.policy.frames import MsrpFrame
-    from edge.policy.messages import SipBranch, SipRequest, SipResponse
+    from edge.policy.requests import SipRequest
+    from edge.policy.responses import SipBranch, SipResponse
     from edge.policy.views import Ended, NewConnection, Registering, Upgrading, User
 
 

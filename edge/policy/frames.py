@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sipmessage import URI, Request
 
 from edge.msrp.attributes import FrameAttributes
-from edge.msrp.frame import Head, parse_start_line
+from edge.msrp.frame import ByteRange, Head, encode_byte_range, parse_start_line
 from edge.msrp.framing import Frame
 from edge.msrp.operations import Operations
 from edge.msrp.session import Session
@@ -179,23 +179,57 @@ class MsrpFrame(Peer):
         key = encode(name).lower()
         if key in _FIXED:
             raise ValueError(f"{name} cannot be changed")
+        self._write_header(header_line(name, value))
+        self.frame.head.headers.append((key, encode(value)))
+
+    def _write_header(self, line: bytes) -> None:
         head = self.frame.head
-        head.rest = header_line(name, value) + b"\r\n" + head.rest
-        head.headers.append((key, encode(value)))
+        head.rest = line + b"\r\n" + head.rest
         self.changed = True
+
+    def set_header(self, name: str, value: str) -> None:
+        """Put one header in place of all of its name."""
+        encode(value)
+        self.remove_header(name)
+        self.add_header(name, value)
+
+    def set_body(self, body: bytes) -> None:
+        """Put another body into a message that is here as a whole; Byte-Range follows.
+
+        Raises:
+            ValueError: it is a part of a message, has no body, or the body is still coming.
+        """
+        frame = self.frame
+        span = frame.head.range
+        whole = frame.flag == b"$" and (span is None or (span.start == 1 and span.end in (None, span.total)))
+        if self.streamed or not whole or not frame.head.has_body:
+            raise ValueError("only the body of a whole message can be changed")
+        frame.data, frame.body_at, frame.stop = b"\r\n" + body, 2, 2 + len(body)
+        frame.plain = b"\r\n-------" not in body
+        if span is not None:
+            self._drop_lines(b"byte-range")
+            self._write_header(b"Byte-Range: " + encode_byte_range(1, len(body), len(body)))
+            frame.head.range = ByteRange(1, len(body), len(body))
+        self._attributes = None
+        self.changed = True
+
+    def _drop_lines(self, key: bytes) -> int:
+        head = self.frame.head
+        lines = head.rest.split(b"\r\n")
+        kept = [line for line in lines if line.partition(b":")[0].lower() != key]
+        head.rest = b"\r\n".join(kept)
+        return len(lines) - len(kept)
 
     def remove_header(self, name: str) -> int:
         """Take all headers of a name out of what goes on; returns how many there were."""
         key = encode(name).lower()
         if key in _FIXED:
             raise ValueError(f"{name} cannot be changed")
+        found = self._drop_lines(key)
         head = self.frame.head
-        lines = head.rest.split(b"\r\n")
-        kept = [line for line in lines if line.partition(b":")[0].lower() != key]
-        head.rest = b"\r\n".join(kept)
         head.headers = [(known, value) for known, value in head.headers if known != key]
-        self.changed = self.changed or len(kept) < len(lines)
-        return len(lines) - len(kept)
+        self.changed = self.changed or found > 0
+        return found
 
     # -- decisions
 
@@ -204,25 +238,41 @@ class MsrpFrame(Peer):
         """The operations on octets, for those that are not here."""
         return Operations(self.handler, self.frame)
 
-    def reject(self, code: int, reason: str = "", headers: Headers = ()) -> None:
-        """Answer with an error; also the way to answer 200 with headers of your own."""
+    def reject(self, code: int, reason: str = "", headers: Headers = (), *, close_after: bool = False) -> None:
+        """Answer with a status, and headers of your own; with `close_after` its connection ends then."""
         lines = tuple((encode(name), encode(value)) for name, value in headers)
         self.operations.reply(code, encode(reason), lines)
         self.taken = True
+        if close_after:
+            self.handler.close("policy")
 
     reply = reject
+
+    def accept(self, user: str = "", expires: int = 0) -> Session | None:
+        """Ask for no credentials: an AUTH gets its URI, for `user`; everything else goes its usual way."""
+        if self.method != "AUTH":
+            return None
+        self.taken = True
+        return self.operations.enrol(user or self.source, expires, self._now)
+
+    def challenge(self) -> None:
+        """Ask for credentials, and check those it has; nobody but AUTH can be asked, others get 403."""
+        self.taken = True
+        self.operations.challenge(self._now)
 
     def drop(self) -> None:
         """Neither answer it nor pass it on."""
         self.taken = True
 
     def relay(self, *, next_hop: str = "", existing_only: bool = False, close_after: bool = False) -> None:
-        """Pass it on: to another next hop, only over a connection there is, or as the last on its connection.
+        """Pass it on, where it usually goes: to another next hop, only over a connection there is, as the last there.
 
         Raises:
-            ValueError: its body is still coming; such a frame only goes its usual way.
+            ValueError: its body is still coming; such a frame can only go its usual way.
             RemoteError: it may not go on; nothing to catch, that is answered.
         """
+        if self.streamed and not (next_hop or existing_only or close_after):
+            return
         if self.streamed:
             raise ValueError("a frame whose body is still coming goes its usual way")
         self.taken = True

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edge.connections import Connection, ConnectionTable
+from edge.connections import Connection, ConnectionTable, Transport
 from edge.errors import RemoteError
 from edge.events import EventBus
 from edge.msrp.framing import Frame
@@ -23,8 +23,10 @@ from edge.policy.base import Policy
 from edge.policy.endings import Endings
 from edge.policy.frames import MsrpFrame
 from edge.policy.loading import HOOKS, is_overridden
-from edge.policy.messages import SipBranch, SipRequest, SipResponse, decode
+from edge.policy.messages import decode
 from edge.policy.order import OrderedReceiver
+from edge.policy.requests import SipRequest
+from edge.policy.responses import SipBranch, SipResponse
 from edge.policy.tools import Tools
 from edge.policy.views import Ended, NewConnection, Registering, Upgrading, User
 from edge.sip.access import Refusal
@@ -51,7 +53,7 @@ class PolicyRunner:
         self._registration = stack.registration
         self._relay = relay
         self._table = table
-        self.tools = Tools(stack.core, relay, bus)
+        self.tools = Tools(stack, relay, bus)
         self.errors = self.tools.errors
         self.counts = self.tools.counts
         self._policy = Policy()
@@ -132,7 +134,10 @@ class PolicyRunner:
         if request.code > 0:
             core = self._core
             core.stats.reject("policy")
-            core.answer(request.connection, request.message, request.code, request.extra, now, request.reason)
+            connection = request.connection
+            core.answer(connection, request.message, request.code, request.extra, now, request.reason)
+            if request.close_after and connection.transport is not Transport.UDP:
+                connection.close("policy")
         elif request.code < 0:
             self._core.stats.reject("policy_dropped")
         return request.code != 0
@@ -162,7 +167,7 @@ class PolicyRunner:
             self._core.answer(connection, message, status, (), self._core.clock())
 
     def _response(self, client: ClientTransaction, message: Message, now: float) -> bool:
-        response = SipResponse(self.tools, client.connection, message)
+        response = SipResponse(self.tools, client, message)
         try:
             self._policy.sip_response(response)
         except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
@@ -170,7 +175,7 @@ class PolicyRunner:
         return not response.dropped
 
     def _response_later(self, client: ClientTransaction, message: Message, now: float) -> bool:
-        response = SipResponse(self.tools, client.connection, message)
+        response = SipResponse(self.tools, client, message)
 
         def done(error: BaseException | None) -> None:
             if error is not None:

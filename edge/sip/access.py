@@ -106,6 +106,10 @@ class Access:
         """Whether a request must prove who sent it: those of our own users that open something new."""
         if message.directions is not None and message.directions.authorised is not None:
             return not message.directions.authorised
+        return self.is_due(message, routes)
+
+    def is_due(self, message: Message, routes: Routes) -> bool:
+        """Whether the settings alone ask for credentials; see `required`."""
         if not self.enabled or (message.to_tag is not None and routes.popped):
             return False
         return self._addresses.serves_sender(message, self._uris)

@@ -38,8 +38,8 @@ class Target:
     """
 
     __slots__ = (
-        "binding", "connection", "cseq", "failover", "gone", "locate", "q", "refreshed_at", "routes", "sips", "strict",
-        "token", "uri",
+        "binding", "connection", "cseq", "existing", "failover", "gone", "locate", "q", "refreshed_at", "routes",
+        "sips", "strict", "token", "uri",
     )  # fmt: skip
 
     def __init__(self, uri: bytes, connection: Connection | None = None, locate: SipUri | None = None) -> None:
@@ -56,6 +56,7 @@ class Target:
         self.strict = b""
         self.q = 1000
         self.failover = False  # a 503 from here leads on to the next of its group
+        self.existing = False  # no connection is opened for it
 
     @property
     def flow(self) -> bool:
@@ -113,8 +114,8 @@ class Branch:
     """One client transaction of a context; see `ClientUser`. `breadth` is its share of Max-Breadth."""
 
     __slots__ = (
-        "_full", "_heard", "_later", "breadth", "cancel_wanted", "cancelled", "client", "context", "group", "rang",
-        "target",
+        "_full", "_heard", "_later", "breadth", "cancel_wanted", "cancelled", "client", "context", "group",
+        "passed_over", "rang", "target",
     )  # fmt: skip
 
     def __init__(self, context: ProxyContext, target: Target, group: Group, later: list[Opener], breadth: int) -> None:
@@ -128,6 +129,7 @@ class Branch:
         self._heard = False
         self._full = 0.0  # when a try that is cut short ends if anything is heard
         self.rang = False
+        self.passed_over = False  # a policy wants the next flow in place of the answer that came
         self.client: ClientTransaction
 
     def send(self, connection: Connection, now: float) -> None:

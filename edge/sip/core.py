@@ -52,6 +52,8 @@ class Reach(ReplyFlows, Protocol):
 
     def reach(self, uri: SipUri, size: int, reached: Reached) -> None: ...
 
+    def reach_existing(self, uri: SipUri, reached: Reached) -> None: ...
+
     def avoid(self, connection: Connection, seconds: float) -> None: ...
 
     def note_alias(self, connection: Connection, port: int) -> None: ...
@@ -305,7 +307,7 @@ class SipCore:
     def _register(self, connection: Connection, message: Message, journey: Journey, now: float) -> None:
         if self.draining or (self._edging is not None and self._edging.is_full(connection)):
             self._ask_to_retry(connection, message, now)
-        elif self._edging is not None:
+        elif self._edging is not None or (message.directions is not None and message.directions.leads):
             self._route(connection, message, journey, now)
         else:
             self.registration.handle(connection, message, self.answer, now)
@@ -406,7 +408,8 @@ class SipCore:
     ) -> None:
         """Note whether a request is recorded, with which token, and whether its sender learns how to keep alive."""
         message = context.message
-        if self.stamper.records(message):
+        directions = message.directions
+        if self.stamper.records(message) or (directions is not None and directions.record):
             context.record = True
             if context.keep and has_flag(message.via.parameters, b"keep"):
                 context.keep = self._flow_timer
@@ -437,7 +440,10 @@ class SipCore:
     def reach(self, target: Target, size: int, reached: Reached) -> None:
         """Find ways to a target that is no flow."""
         assert target.locate is not None
-        self._reach.reach(target.locate, size, reached)
+        if target.existing:
+            self._reach.reach_existing(target.locate, reached)
+        else:
+            self._reach.reach(target.locate, size, reached)
 
     def record_routes(self, context: ProxyContext, target: Target, connection: Connection) -> list[bytes]:
         """Return the Record-Route values for a branch of a request that gets them, top first."""

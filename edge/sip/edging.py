@@ -237,11 +237,17 @@ class Edging:
         Raises:
             RemoteError: 400 for Contacts that break the grammar, 403 for a Route to strangers, 421 without Path.
         """
-        self.check_route(source, routes, now)
-        next_hop = self.settings.next_hop if routes.next is None else routes.next
+        directions = message.directions
+        if directions is not None and directions.next_hop:
+            next_hop = self._uris.parse(directions.next_hop)
+        else:
+            self.check_route(source, routes, now)
+            next_hop = self.settings.next_hop if routes.next is None else routes.next
         passage = Passage(Target(message.uri, locate=next_hop))
         contacts = read_contacts(message)
-        if contacts:
+        if directions is not None and directions.path is not None:  # a policy knows what it wants
+            passage.token, passage.ob = directions.path, directions.ob
+        elif contacts:
             passage.ob = is_first_hop(message) and self._force.grants(source, wants_token(contacts))
             if passage.ob or (self.settings.path_always and self._force.grants(source, asked=True)):
                 self._check_supported(message)

@@ -46,23 +46,50 @@ class MessageLimits:
         object.__setattr__(self, "checked_lines", min(self.header_lines, self.vias))
 
 
+class Aim:
+    """Where a policy wants a request to go: a URI, or with `keys` an AOR and those of its bindings (`Binding.key`).
+
+    They are flows of one device, to be tried in this order.
+    """
+
+    __slots__ = ("keys", "uri")
+
+    def __init__(self, uri: bytes, keys: list[bytes]) -> None:
+        self.uri = uri
+        self.keys = keys
+
+
 class Directions:
     """What an operator's policy said about a request, in place of what the rules would say.
 
-    `authorised`: True asks for no credentials, False always does. `steps` are URIs: those of one step are rung
+    `authorised`: True asks for no credentials, False always does. Those of one of the `steps` are rung
     together, the next step follows when all have refused; with `failover` it follows only where one could not be
-    reached or answered 503. `next_hop` is the URI to send it to as it is. `token` puts a flow token in Record-Route,
-    or never does.
+    reached or answered 503. `next_hop` is the URI to send it to as it is. `existing_only` opens no connection for it,
+    `close_after` ends the one it left on once it was answered. `token` puts a flow token in Record-Route and Path, or
+    never does, `record` wants a Record-Route whatever the method. `path` is the token for a Path value, b"" for none,
+    `ob` whether that is a client's flow.
     """
 
-    __slots__ = ("authorised", "failover", "next_hop", "steps", "token")
+    __slots__ = (
+        "authorised", "close_after", "existing_only", "failover", "next_hop", "ob", "path", "record", "steps", "token",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.authorised: bool | None = None
         self.token: bool | None = None
-        self.steps: list[list[bytes]] | None = None
+        self.steps: list[list[Aim]] | None = None
         self.failover = False
         self.next_hop = b""
+        self.existing_only = False
+        self.close_after = False
+        self.record = False
+        self.path: bytes | None = None
+        self.ob = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether it says where the request goes."""
+        return self.steps is not None or len(self.next_hop) > 0
 
 
 class Message:

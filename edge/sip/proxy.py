@@ -185,8 +185,11 @@ class ProxyContext:
         return True
 
     def path_towards(self, connection: Connection) -> bytes:
-        """Return the Path value to add to a request that leaves by `connection`, b"" for none."""
-        return b""
+        """Return the Path value to add to what leaves by `connection`, b"" for none; a policy may want one."""
+        directions = self.message.directions
+        if directions is None or not directions.path:
+            return b""
+        return self.core.stamper.path_value(connection, directions.path, directions.ob)
 
     def leave_out(self, branch: Branch, now: float) -> None:
         """A policy does not want this branch: whatever would follow it does."""
@@ -213,6 +216,8 @@ class ProxyContext:
         status = message.status
         if status < 300:
             self._handle_success(branch, message, now)
+        elif branch.passed_over and branch.group and not self.closed:
+            self._launch(branch.group, branch.breadth, now)
         elif status == FLOW_FAILED:
             self.handle_flow_failure(branch, status, now)
         elif status == 408 and branch.group and not branch.rang and not self.closed:
@@ -342,12 +347,22 @@ class ProxyContext:
         if self.call is not None:
             self.call.settle(self.server.status, self.cancelled, now)
             self.call = None
+        directions = self.message.directions
+        if directions is not None and directions.close_after:
+            self._close_connections()
         self.message = _OVER_MESSAGE
         self.draft = _OVER_DRAFT
         self.branches = []
         self._groups = []
         self._waiting = []
         self._refusals = None
+
+    def _close_connections(self) -> None:
+        """End the streams this request left on, as a policy wants it."""
+        for branch in self.branches:
+            connection = branch.client.connection
+            if connection.transport is not Transport.UDP and not connection.closed:
+                connection.close("policy")
 
     # -- from the caller's side
 

@@ -68,6 +68,20 @@ class SipReach:
 
         self._resolver.resolve(uri, done)
 
+    def reach_existing(self, uri: SipUri, reached: Reached) -> None:
+        """Find ways to the host of a URI that need no connection to be opened: streams there are, and UDP."""
+
+        def done(destinations: list[Destination], _status: int) -> None:
+            ways = [way for d in destinations if self._needs_none(d) for way in self._ways(d, 0)]
+            reached(ways, 480)
+
+        self._resolver.resolve(uri, done)
+
+    def _needs_none(self, destination: Destination) -> bool:
+        if not self._permits(destination):
+            return False
+        return destination.transport is Transport.UDP or self._known(destination) is not None
+
     def reply_flow(self, connection: Connection, host: str, port: int) -> Connection:
         """Return the UDP flow for an answer to `host`:`port` from the socket that `connection` belongs to."""
         for udp in self._ports:
@@ -151,6 +165,43 @@ class SipReach:
         if len(self._open) > _MOST_KEPT:
             self._open = {key: held for key, held in self._open.items() if not held.closed}
         return connection
+
+
+class LateReach:
+    """The reach of a server whose ports are not open yet: for those who are built before them."""
+
+    def __init__(self) -> None:
+        self._real: SipReach | None = None
+
+    def use(self, real: SipReach) -> None:
+        """Pass everything on to this one."""
+        self._real = real
+
+    @property
+    def real(self) -> SipReach:
+        """What does the work."""
+        assert self._real is not None
+        return self._real
+
+    def reach(self, uri: SipUri, size: int, reached: Reached) -> None:
+        """See `SipReach.reach`."""
+        self.real.reach(uri, size, reached)
+
+    def reach_existing(self, uri: SipUri, reached: Reached) -> None:
+        """See `SipReach.reach_existing`."""
+        self.real.reach_existing(uri, reached)
+
+    def reply_flow(self, connection: Connection, host: str, port: int) -> Connection:
+        """See `SipReach.reply_flow`."""
+        return self.real.reply_flow(connection, host, port)
+
+    def avoid(self, connection: Connection, seconds: float) -> None:
+        """See `SipReach.avoid`."""
+        self.real.avoid(connection, seconds)
+
+    def note_alias(self, connection: Connection, port: int) -> None:
+        """See `SipReach.note_alias`."""
+        self.real.note_alias(connection, port)
 
 
 def _key(destination: Destination) -> tuple[Transport, str, int, str]:

@@ -24,10 +24,11 @@ from edge.sip.forward import Routes
 from edge.sip.grammar import split_list, unfold
 from edge.sip.gruu import Gruus
 from edge.sip.location import Binding, Location
-from edge.sip.message import Directions, Message
+from edge.sip.message import Aim, Message
 from edge.sip.proxy import ProxyContext
 from edge.sip.uri import SipUri, UriCache, parse_uri, uri_equal
 
+_STEP = 2000  # a q is at most 1000
 LARGEST_DATAGRAM = 1300 - 300  # RFC 3261 §18.1.1, less what we write into a request that leaves
 
 
@@ -80,8 +81,11 @@ class TargetFinder:
             RemoteError: 403, 404, 416 or 430; nothing leaves.
         """
         directions = message.directions
-        if directions is not None and (directions.next_hop or directions.steps is not None):
-            return self._directed(message, directions, now)
+        if directions is not None:
+            return self._directed(connection, message, uri, routes, now)
+        return self._by_the_rules(connection, message, uri, routes, now)
+
+    def _by_the_rules(self, connection: Connection, message: Message, uri: SipUri, routes: Routes, now: float) -> Found:
         if routes.popped:
             flow = self._flow_of(connection, routes, now)
             if isinstance(flow, FlowFault):
@@ -101,32 +105,56 @@ class TargetFinder:
         self._check_allowed(connection, message, routes, now)
         return Found([[Target(uri.target(), locate=uri)]])
 
-    def _directed(self, message: Message, directions: Directions, now: float) -> Found:
-        """Go where a policy says."""
+    def _directed(self, connection: Connection, message: Message, uri: SipUri, routes: Routes, now: float) -> Found:
+        """Go where a policy says, in the way it says."""
+        directions = message.directions
+        assert directions is not None
         if directions.next_hop:
-            return Found([[self._towards_route(message.uri, self._uris.parse(directions.next_hop))]])
-        groups: list[Group] = []
-        q = 1000
-        for step in directions.steps or ():
-            for raw in step:
-                groups += self._groups_for(self._uris.parse(raw), q, now)
-            q -= 1
-        if directions.failover and groups:
-            targets = [target for group in groups for target in group]
-            for target in targets:
-                target.failover = True
-            return Found([targets])
-        return Found(groups)
-
-    def _groups_for(self, uri: SipUri, q: int, now: float) -> list[Group]:
-        if self._addresses.serves(uri):
-            groups = self._towards_user(uri, now).groups
+            next_hop = self._uris.parse(directions.next_hop)
+            target = Target(message.uri, locate=next_hop)
+            target.sips = next_hop.secure
+            found = Found([[target]])
+        elif directions.steps is not None:
+            found = self._stepwise(directions.steps, now)
         else:
-            groups = [[Target(uri.target(), locate=uri)]]
-        for group in groups:
+            found = self._by_the_rules(connection, message, uri, routes, now)
+        if directions.failover and found.groups:
+            found.groups = [[target for group in found.groups for target in group]]
+        for group in found.groups:
             for target in group:
-                target.q = q
-        return groups
+                target.failover = directions.failover
+                target.existing = directions.existing_only
+        return found
+
+    def _stepwise(self, steps: list[list[Aim]], now: float) -> Found:
+        """Return the targets of all steps, those of earlier ones with a higher q."""
+        groups: list[Group] = []
+        nobody = Found()
+        for number, step in enumerate(steps):
+            for aim in step:
+                found = self._towards(aim, now)
+                for group in found.groups:
+                    for target in group:
+                        target.q += (len(steps) - number) * _STEP
+                groups += found.groups
+                nobody = nobody if found.groups else found
+        return Found(groups) if groups else nobody
+
+    def _towards(self, aim: Aim, now: float) -> Found:
+        if aim.keys:
+            known = {b.key: [b] for b in self._location.bindings(aim.uri)}
+            chosen = [self._devices.groups(known[key], False, now) for key in aim.keys if key in known]
+            group = [target for groups in chosen for one in groups for target in one]
+            return Found([group] if group else [])
+        uri = self._uris.parse(aim.uri)
+        return (
+            self._towards_user(uri, now) if self._addresses.serves(uri) else Found([[Target(uri.target(), locate=uri)]])
+        )
+
+    def flows_of(self, aor: bytes, now: float) -> list[Group]:
+        """Return where the devices of a user are: a group for each, the best of its flows first."""
+        bindings = self._location.bindings(aor)
+        return self._devices.groups(bindings, False, now) if bindings else []
 
     def for_ack(self, connection: Connection, message: Message, routes: Routes, now: float) -> Target | None:
         """Decide where an ACK for a 2xx goes, None when nowhere (RFC 3261 §13, §17)."""
