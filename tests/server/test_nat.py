@@ -143,6 +143,7 @@ async def test_rfc5626_5_3_1_a_binding_ends_with_its_connection_and_nobody_is_di
         else:
             await bob.link.close()
         await eventually(lambda: server.metrics().value("edge_connections") < before)
+        assert bob.instance not in server.admin_get("/api/registrations?limit=1000")
         assert (await alice.message(bob.uri, b"?")).status == 480
         assert (await alice.message(bob.uri, b"?", headers={"Route": f"<{token}>"})).status == 430
         if door is not None:

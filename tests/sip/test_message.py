@@ -372,7 +372,8 @@ def test_rfc3261_20_16_cseq_is_32_bits_and_names_the_method(desk: Desk) -> None:
     for bad in (b"4294967296 MESSAGE", b"-1 MESSAGE", b"+1 MESSAGE", b"1_0 MESSAGE", b"MESSAGE", b"1", b"1 MESSAGE x",
                 b"1 message", b"8 INVITE", b"x MESSAGE", "١ MESSAGE".encode(), b"9" * 5000 + b" MESSAGE", b""):  # fmt: skip
         assert desk.status(sip(cseq=b"CSeq: " + bad)) == 400
-    assert desk.status(sip(b"NEWMETHOD sip:bob@example.com SIP/2.0", cseq=b"CSeq: 1 INVITE")) in (400, 501)
+    assert desk.status(sip(b"NEWMETHOD sip:bob@example.com SIP/2.0", cseq=b"CSeq: 1 INVITE")) == 501
+    assert desk.status(sip(b"OPTIONS sip:bob@example.com SIP/2.0", cseq=b"CSeq: 1 NEWMETHOD")) == 400
     assert desk.relayed() == []
 
 
@@ -707,6 +708,15 @@ def test_rfc3261_21_5_7_too_much_of_headers_gets_513(desk: Desk, fits: list[byte
     assert desk.relayed() == []
     if b"," not in too_much[0]:  # rows: where the end is was never sure
         assert stream.closed
+
+
+@pytest.mark.requirement("SIP-MSG-36")
+def test_rfc3261_21_5_7_headers_without_an_end_get_513_when_it_is_enough(desk: Desk) -> None:
+    stream, row = desk.stream(), b"X: " + b"y" * 995 + b"\r\n"
+    assert stream.send(sip().removesuffix(b"\r\n"), *[row] * 31) == b""
+    assert stream.statuses(*[row] * 3) == [513]
+    assert stream.closed
+    assert desk.relayed() == []
 
 
 @pytest.mark.requirement("SIP-MSG-37")

@@ -291,6 +291,9 @@ async def test_at_most_eight_addresses_and_brief_negative_results(
     assert [d.address for d in outcome[0]] == [f"192.0.2.{n}" for n in range(8)]
     outcome = await find(make_resolver(max_addresses=3), b"sip:e.example;transport=udp")
     assert [d.address for d in outcome[0]] == ["192.0.2.0", "192.0.2.1", "192.0.2.2"]
+    dns.set(*(f"many.example. 300 IN A 192.0.2.{n}" for n in range(20)))
+    outcome = await find(make_resolver(), b"sip:many.example:5060")
+    assert len({d.address for d in outcome[0]}) == 8
     resolver = make_resolver()
     assert await find(resolver, b"sip:nobody.example:5060") == ([], 480)
     assert start(resolver, b"sip:nobody.example:5060").result() == ([], 480)

@@ -136,8 +136,8 @@ def test_rfc3263_4_1_explicit_port_asks_for_addresses_only() -> None:
 NAPTR_EXAMPLE = {
     ("example.com", "NAPTR"): naptr(
         (100, 50, "s", "sip+d2u", "_sip._udp.example.com"),
-        (50, 50, "s", "sips+d2t", "_sips._tcp.example.com"),
-        (90, 50, "s", "sip+d2t", "_sip._tcp.example.com"),
+        (50, 70, "s", "sips+d2t", "_sips._tcp.example.com"),  # the order counts first
+        (90, 60, "s", "sip+d2t", "_sip._tcp.example.com"),
     ),
     ("_sips._tcp.example.com", "SRV"): srv((0, 1, 5061, "secure.example.com")),
     ("_sip._tcp.example.com", "SRV"): srv((0, 1, 5060, "server1.example.com"), (1, 2, 5062, "server2.example.com")),
