@@ -53,7 +53,7 @@ class PolicyRunner:
         self._registration = stack.registration
         self._relay = relay
         self._table = table
-        self.tools = Tools(stack, relay, bus)
+        self.tools = Tools(stack.core, relay, bus, stack.next_hop)
         self.errors = self.tools.errors
         self.counts = self.tools.counts
         self._policy = Policy()

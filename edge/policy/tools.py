@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from edge.events import ConnectionClosed, ConnectionFailed, EventBus, PolicyEvent
 from edge.msrp.relay import Relay
+from edge.sip.core import SipCore
 from edge.sip.uri import UriCache
-from edge.sipstack import SipStack
 
 MOST_LABELS = 64
 OTHER = "_other"
@@ -20,9 +20,9 @@ class Tools:
 
     __slots__ = ("_publish", "core", "counts", "errors", "next_hop", "relay", "tags", "uris")
 
-    def __init__(self, stack: SipStack, relay: Relay, bus: EventBus) -> None:
-        self.core = stack.core
-        self.next_hop = stack.next_hop
+    def __init__(self, core: SipCore, relay: Relay, bus: EventBus, next_hop: bytes = b"") -> None:
+        self.core = core
+        self.next_hop = next_hop
         self.uris = UriCache()
         self.relay = relay
         self.counts: dict[str, int] = {}
