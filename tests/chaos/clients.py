@@ -168,6 +168,7 @@ class Client:
         self.results: Counter[str] = Counter()
         self.errors: list[Exception] = []
         self.phones = [Phone(self, edge, n, dice.choice(TRANSPORTS), dice) for n, edge in enumerate(EDGES, 1)]
+        self.after_cancel_s = ANSWER_S
         self._ringing: dict[str, Request] = {}
         self._acked: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -313,15 +314,14 @@ class Client:
         except (OSError, WebSocketException):
             return "flow lost before an answer"
 
-    @staticmethod
-    async def _give_up(ua: SipUA, attempt: Call) -> Response | str:
+    async def _give_up(self, ua: SipUA, attempt: Call) -> Response | str:
         """CANCEL; whatever became of the call, its INVITE must have an answer then (RFC 3261 §9.1)."""
         invite = attempt.transaction
         if invite is None or not invite.provisionals:
             return "INVITE without any answer"
         try:
             ua.start_transaction(build_cancel(invite.request).raw, invite.link)
-            return await invite.result(ANSWER_S)
+            return await invite.result(self.after_cancel_s)
         except TimeoutError:
             return "INVITE without answer after CANCEL"
         except (OSError, WebSocketException):

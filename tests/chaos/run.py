@@ -34,6 +34,7 @@ SETTLE_S = 3.0  # until a process that came back has its links again
 REST_S = 240.0  # above the longest clock of the servers, which is timer C
 UNTOUCHED_S = 7.0  # longer than the longest call: some have nothing in their way in every run
 QUIET_PAUSES = (0.5, 6.0)
+AFTER_CANCEL_S = 5.0  # in a brief run
 
 
 class Chaos:
@@ -47,6 +48,9 @@ class Chaos:
         self.registrar = self.nodes["registrar"]
         self.edges = [self.nodes[name] for name in EDGES]
         self.clients = [Client(f"user{number}", random.Random(self.dice.random())) for number in range(CLIENTS)]
+        if brief:
+            for client in self.clients:
+                client.after_cancel_s = AFTER_CANCEL_S
         self.calls: list[CallRecord] = []
         self.diary = Diary()
         self.began = time.monotonic()
