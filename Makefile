@@ -31,7 +31,7 @@ run: $(VENV)/.installed
 	@exec $(BIN)/edge serve $(ARGS)
 
 test: lint $(VENV)/.installed
-	$(BIN)/python -m pytest --ignore=tests/chaos $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 ifeq ($(ARGS),)
 	@$(MAKE) --no-print-directory test-compiled
 endif

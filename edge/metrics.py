@@ -165,6 +165,7 @@ class EdgeCollector:
         yield _counters("edge_sip_responses", "Responses sent and forwarded", "code_class", answers)
         yield _counters("edge_sip_rejected", "Messages that broke a rule", "reason", rejected)
         yield GaugeMetricFamily("edge_sip_registrations", "Bindings alive", core.location.count if core else 0)
+        yield GaugeMetricFamily("edge_sip_flows", "Flows in the table", len(core.flows) if core else 0)
 
     def _transactions(self) -> Iterator[Metric]:
         layer = self._core.transactions if self._core else None

@@ -27,6 +27,7 @@ METRICS: dict[str, set[str]] = {
     "edge_connections_failed_total": {"reason"},
     "edge_connections_refused_total": {"reason"},
     "edge_udp_flows": set(),
+    "edge_sip_flows": set(),
     "edge_datagrams_total": {"kind"},
     "edge_sip_requests_total": {"method"},
     "edge_sip_responses_total": {"code_class"},

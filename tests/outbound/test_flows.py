@@ -235,6 +235,7 @@ def test_rfc5626_5_4_a_silent_stream_is_suspect_then_failed_and_comes_back() -> 
     links.register(connection)
     links.flows.set_flow_timer(connection, 10, links.clock.now)
     links.advance(14.5)
+    assert resolve(links, token) is connection  # who asks has it looked at the clock, too
     assert links.names() == ["flow.up"]
     links.advance(0.5)
     assert links.names()[1:] == ["flow.suspect"]
