@@ -191,12 +191,13 @@ class Server:
 
     def _build_flows(self) -> None:
         settings = self._settings
-        keys = settings.outbound.token_key_bytes or (self._kept_key(_TOKEN_KEY_NAME),)
+        configured = settings.outbound.token_key_bytes
+        self._made_keys = () if configured else (self._kept_key(_TOKEN_KEY_NAME),)
         self._flows = FlowTable(
             self.table.connections,
             self.table.wheel,
             self.bus.publish,
-            TokenKeys(keys),
+            TokenKeys(configured + self._made_keys),
             boot=self.table.boot,
             worker=self.table.worker,
             udp_timeout=settings.sip.udp_flow_timeout,
@@ -427,10 +428,11 @@ class Server:
         self.table.reconfigure(settings.limits)
         self._resolver.reload(settings.sip.nameservers)
         self._relay_finder.reload(settings.sip.nameservers)
-        if settings.outbound.token_key_bytes:
-            self._flows.replace_keys(TokenKeys(settings.outbound.token_key_bytes))
+        if keys := settings.outbound.token_key_bytes + self._made_keys:  # one that was made unseals until a restart
+            self._flows.replace_keys(TokenKeys(keys))
         sip = msgspec.structs.replace(settings.sip, nameservers=self._settings.sip.nameservers)  # those were taken
-        now = msgspec.structs.replace(settings, sip=sip)
+        outbound = msgspec.structs.replace(settings.outbound, token_keys=self._settings.outbound.token_keys)
+        now = msgspec.structs.replace(settings, sip=sip, outbound=outbound)
         fixed = [name for name in _FIXED if getattr(now, name) != getattr(self._settings, name)]
         if fixed:
             log.warning("configuration reloaded, but these need a restart: %s", ", ".join(fixed))
@@ -475,4 +477,4 @@ class Server:
         return lines
 
 
-_FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "msrp", "accounting", "admin")
+_FIXED = ("domains", "role", "listen", "auth", "storage", "sip", "outbound", "msrp", "accounting", "admin")

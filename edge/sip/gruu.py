@@ -112,7 +112,7 @@ class Gruus:
     # -- reading
 
     def read(self, uri: SipUri) -> Named | None:
-        """Read a URI of ours with `gr`: what it names, None for one we never made (RFC 5627 §6.1).
+        """Read a URI of ours with `gr`: what it names, None for one that names nothing (RFC 5627 §6.1).
 
         That a URI is a GRUU shows in the parameter alone: a public one equals its AOR (RFC 3261 §19.1.4).
         """
@@ -120,9 +120,7 @@ class Gruus:
         if uri.user is None:
             return None
         if value:
-            instance = canonical_instance(unescape(value))
-            known = instance.startswith(b"urn:") and len(instance.split(b":")[2]) > 0
-            return Named(self._addresses.aor(uri), instance, 0) if known else None
+            return Named(self._addresses.aor(uri), canonical_instance(unescape(value)), 0)
         return self._open(unescape(uri.user))
 
     def _open(self, user: bytes) -> Named | None:

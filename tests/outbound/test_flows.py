@@ -96,6 +96,7 @@ def test_keys_rotate_without_loss(links: Links) -> None:
     assert resolve(links, new) is connection
 
 
+@pytest.mark.requirement("OB-TOK-09")
 def test_a_udp_token_of_an_earlier_process_is_tried_once() -> None:
     asked: list[Any] = []
 

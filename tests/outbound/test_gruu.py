@@ -126,8 +126,10 @@ def test_rfc5627_5_1_without_reg_id_the_call_id_counts_for_the_instance(home: Ho
 
 
 @pytest.mark.requirement("OB-GRU-05")
-def test_rfc5627_5_1_temporary_gruus_have_nothing_in_common(home: Home) -> None:
-    users = [given(home.register("e1", 1, Supported=GRUU))[1].partition("@")[0] for _ in range(300)]
+@pytest.mark.parametrize("call_id", [None, "the same for all"])
+def test_rfc5627_5_1_temporary_gruus_have_nothing_in_common(home: Home, call_id: str | None) -> None:
+    answers = [home.register("e1", 1, Supported=GRUU, call_id=call_id) for _ in range(300)]
+    users = [given(answered)[1].partition("@")[0] for answered in answers]
     sealed = [user.removeprefix("sip:tgruu.") for user in users]
     assert len({len(text) for text in sealed}) == 1
     for place in range(len(sealed[0]) - 3):

@@ -48,6 +48,16 @@ def test_rfc3261_16_6_groups_go_by_q(home: Home) -> None:
     assert len(home.sent("e1")) == 1
 
 
+@pytest.mark.requirement("OB-TGT-02")
+def test_rfc3261_16_6_where_not_all_can_be_rung_the_highest_q_is() -> None:
+    home = Home(limits={"branches": 1})
+    home.register("e1", 1, parameters=";q=0.5")
+    home.register("e2", 2, instance=OTHER, parameters=";q=1.0")
+    home.call()
+    home.reply("e2", 486)
+    assert (home.sent("e1"), home.caller.statuses("INVITE")) == ([], [100, 486])
+
+
 def order(home: Home) -> list[str]:
     """The edges a request goes to when every flow of a device fails, one after the other."""
     found: list[str] = []
@@ -291,6 +301,18 @@ def test_rfc3261_16_5_a_device_that_comes_back_in_time_gets_the_request(late: fl
     if delivered:
         home.reply("e2", OK)
         assert home.caller.statuses("INVITE") == [100, 200]
+
+
+@pytest.mark.requirement("OB-TGT-12")
+def test_rfc4320_whatever_the_setting_nobody_is_waited_for_beyond_the_life_of_the_request() -> None:
+    home = Home(outbound={"late_flow": 60.0})
+    home.register("e1", 1)
+    home.call("MESSAGE")
+    home.reply("e1", 430, "MESSAGE")
+    home.rig.advance(29)
+    assert home.caller.statuses("MESSAGE") == [100]
+    home.rig.advance(2)
+    assert home.caller.statuses("MESSAGE") == [100, 480]
 
 
 @pytest.mark.requirement("OB-TGT-12")

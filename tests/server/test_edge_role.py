@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -170,6 +171,43 @@ async def test_udp_clients_are_reached_by_their_old_tokens_after_a_restart_of_th
         alice = await registered(edge, stack, "alice")
         assert (await exchange_messages(alice, bob)).status == 200
         assert (await alice.message(carol.uri, b"are you there?")).status == 480
+
+
+@pytest.mark.requirement("OB-TOK-08", "OB-TOK-06")
+async def test_rfc5626_5_2_keys_change_on_reload_and_no_client_is_lost_while_the_old_one_is_named(
+    edge: EdgeServer, home: EdgeServer
+) -> None:
+    """From the key that was made to one that is configured, on to a second, and away with the first."""
+    port = {"bind": f"127.0.0.1:{edge.port}"}
+    sip = {"sip": {"next_hop": f"sip:127.0.0.1:{home.port};transport=tcp", "allow_targets": LOOPBACK}}
+    keys = ["11" * 32, "22" * 32]
+
+    async def seal_with(*chosen: str) -> None:
+        before = edge.metrics().value("edge_config_last_reload_timestamp_seconds")
+        edge.write_config({**open_config(**sip), "role": "edge", "listen": [port], "outbound": {"token_keys": chosen}})
+        edge.signal(signal.SIGHUP)
+        await eventually(lambda: edge.metrics().value("edge_config_last_reload_timestamp_seconds") > before)
+        assert edge.metrics().value("edge_config_last_reload_successful") == 1
+        assert "need a restart" not in edge.log_text()
+
+    async with AsyncExitStack() as stack:
+        alice, bob = await registered(edge, stack, "alice"), await registered(edge, stack, "bob")
+        assert bob.registration is not None
+        first = bob.registration["Path"]
+        await seal_with(keys[0])
+        assert (await exchange_messages(alice, bob)).status == 200
+        assert (await bob.register()).status == 200
+        assert bob.registration["Path"] == first  # the same flow, the same token
+        await bob.reconnect()
+        assert (await bob.register()).status == 200
+        second = bob.registration["Path"]
+        await seal_with(keys[1], keys[0])
+        assert (await exchange_messages(alice, bob)).status == 200
+        await seal_with(keys[1])
+        assert (await alice.message(bob.uri, b"lost", headers={"Route": second})).status == 430
+        assert (await bob.register()).status == 200
+        assert bob.registration["Path"] != second
+        assert (await exchange_messages(alice, bob)).status == 200
 
 
 @pytest.mark.requirement("OB-RTE-02")
