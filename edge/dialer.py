@@ -88,7 +88,7 @@ class Dialer:
     ) -> str:
         try:
             found = await self._table.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError:
+        except (OSError, UnicodeError):  # UnicodeError: no name at all, with labels that are empty or too long
             return "not_found"
         addresses = [(info[0], info[4]) for info in found if allowed(str(info[4][0]))]
         reason = "refused_target" if found else "not_found"
@@ -125,6 +125,9 @@ class Dialer:
         except (OSError, ssl.SSLError) as error:
             sock.close()
             return _reason(error)
+        except UnicodeError:  # `name` is none that a certificate could have
+            sock.close()
+            return "tls"
         except BaseException:
             sock.close()
             raise

@@ -385,6 +385,8 @@ async def test_a_dialled_connection_takes_messages_before_it_is_up(world: MakeWo
         ("127.0.0.1", True, "refused"),
         ("localhost", False, "refused_target"),
         ("no-such-host.invalid", True, "not_found"),
+        ("two..dots.example", True, "not_found"),
+        ("x" * 64 + ".example", True, "not_found"),
         ("255.255.255.255", True, "unreachable"),
     ],
 )
@@ -404,6 +406,20 @@ async def test_a_connection_that_does_not_come_up_says_why(
     assert here.table.failed_by_reason == {reason: 1}
     assert here.table.connections == {}
     await dialer.close()
+
+
+async def test_a_name_that_no_certificate_can_have_is_a_failure_of_tls(world: MakeWorld, tmp_path: Path) -> None:
+    here = world()
+    authority = Authority(tmp_path)
+    with socket.socket() as peer:
+        peer.bind(("127.0.0.1", 0))
+        peer.listen()
+        dialer = Dialer(here.table, authority.client_context)
+        recorder = Recorder()
+        dialer.connect(Transport.TLS, "127.0.0.1", peer.getsockname()[1], recorder, server_name="two..dots")
+        await eventually(lambda: recorder.lost == ["tls"])
+        await dialer.close()
+    assert here.table.connections == {}
 
 
 async def test_a_peer_who_never_answers_a_handshake_is_given_up(world: MakeWorld) -> None:

@@ -143,6 +143,16 @@ def test_headers_pass_unchanged_and_in_order() -> None:
     assert pair.far.take() == b""
 
 
+@pytest.mark.requirement("MSRP-FRM-14", "MSRP-FRM-10", "MSRP-SEND-05", "MSRP-CHK-03")
+def test_headers_of_every_piece_are_those_of_the_chunk() -> None:
+    pair = Pair(max_chunk_size=2048)
+    lines = "Content-Disposition: attachment; filename=x\r\nX-Odd:  a:b: c\t\r\nx-odd:d"
+    pair.far.receive(send(f"{XN} {NORA}", FAR, b"x" * 5000, extra=lines))
+    pieces = pair.nora.take().split(b"MSRP ")[1:]
+    assert len(pieces) == 3
+    assert all(f"/5000\r\n{lines}\r\nContent-Type: text/plain\r\n\r\nx".encode() in piece for piece in pieces)
+
+
 @pytest.mark.requirement("MSRP-FRM-16", "MSRP-CHK-05")
 def test_byte_range_may_be_absent() -> None:
     pair = Pair()

@@ -26,14 +26,10 @@ def test_a_uri_needs_its_transport() -> None:
 
 @pytest.mark.requirement("MSRP-URI-02")
 def test_without_session_id_the_host_ends_at_the_semicolon() -> None:
-    uri = parse_uri(b"msrps://edge.loom.example;tcp")
-    assert (uri.secure, uri.host, uri.port, uri.session_id, uri.transport) == (
-        True,
-        "edge.loom.example",
-        0,
-        b"",
-        b"tcp",
-    )
+    for text in (b"msrps://edge.loom.example;tcp", b"msrps://edge.loom.example;tcp;lr;a=b"):
+        uri = parse_uri(text)
+        assert (uri.secure, uri.host, uri.port) == (True, "edge.loom.example", 0)
+        assert (uri.session_id, uri.transport) == (b"", b"tcp")
 
 
 @pytest.mark.requirement("MSRP-URI-03")

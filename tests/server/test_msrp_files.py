@@ -163,8 +163,10 @@ async def test_a_receiver_who_takes_nothing_costs_no_memory_and_has_failed_in_ti
     async with AsyncExitStack() as stack:
         alice = await stack.enter_async_context(msrp_client(server, "alice", "tcp"))
         bob = await stack.enter_async_context(msrp_client(server, "bob", "tcp"))
-        await alice.auth()
-        await bob.auth()
+        carol = await stack.enter_async_context(msrp_client(server, "carol", "tls"))
+        dave = await stack.enter_async_context(msrp_client(server, "dave", "ws"))
+        for client in (alice, bob, carol, dave):
+            await client.auth()
         path = [*alice.use_path, *bob.path]
         bob.answer = None
         assert (await alice.send(path, b"answered here, confirmed by nobody", message_id="early")).ok
@@ -177,6 +179,11 @@ async def test_a_receiver_who_takes_nothing_costs_no_memory_and_has_failed_in_ti
         offered = asyncio.ensure_future(
             alice.send(path, pieces(GIBIBYTE), total=GIBIBYTE, message_id="late", seconds=60)
         )
+        for number in range(20):  # meanwhile others notice nothing
+            assert (await carol.send([*carol.use_path, *dave.path], b"%d" % number)).ok
+            assert bytes((await dave.next_message()).data) == b"%d" % number
+        assert not offered.done()
+        assert server.metrics().value("edge_connections_failed_total", reason="stalled") == failed
         await eventually(lambda: server.metrics().value("edge_connections_failed_total", reason="stalled") > failed, 20)
         assert time.monotonic() - began >= STALL_S
         assert memory(server, "VmHWM") - before < 8 * MEBIBYTE

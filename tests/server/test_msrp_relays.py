@@ -194,6 +194,18 @@ async def test_targets_that_are_not_public_are_not_dialled_and_counted(edge_serv
         assert peer.links == []
 
 
+@pytest.mark.requirement("MSRP-RPT-07")
+@pytest.mark.parametrize("host", ["two..dots.example", "x" * 64 + ".example", "nobody.example"])
+async def test_a_name_that_is_not_found_is_reported_with_408(relays: tuple[EdgeServer, EdgeServer], host: str) -> None:
+    server = relays[0]
+    async with msrp_client(server, "alice") as alice:
+        (uri,) = await alice.auth()
+        failed = server.metrics().value("edge_connections_failed_total", reason="not_found")
+        assert (await alice.send([uri, f"msrps://{host}:2855/x;tcp"], b"?")).ok
+        assert (await alice.next_report(20))["Status"].startswith("000 408")
+        assert server.metrics().value("edge_connections_failed_total", reason="not_found") == failed + 1
+
+
 @pytest.mark.requirement("MSRP-SEC-01", "MSRP-BIND-05", "MSRP-BIND-01", "MSRP-BIND-10")
 async def test_strangers_are_refused_and_counted(edge_server: EdgeServerFactory) -> None:
     server = edge_server(open_config(), USERS)
