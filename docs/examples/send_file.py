@@ -28,8 +28,10 @@ async def send_file(body: bytes, relay: tuple[str, int]) -> bool:
         await bob.auth()
         print("path to bob:", *alice.use_path, *bob.path)
         sent = await alice.send(alice.use_path + bob.path, body, "application/octet-stream", chunk_size=2048)
+        print("answers:", *sent.statuses)
+        if not sent.ok:
+            return False
         received = await bob.next_message()
-    print("answers:", *sent.statuses)
     print("bob has", len(received.data), "octets, the same:", received.data == body)
     return bytes(received.data) == body
 
