@@ -25,40 +25,45 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca"))
 
 
-def relay_config(authority: Authority, port: int, **msrp: Any) -> dict[str, Any]:
-    """A relay that calls itself localhost, with a certificate for that, and asks others for theirs."""
-    own = authority.issue(f"relay{port}", dns=["localhost"])
+HOSTS = ("localhost", "127.0.0.2", "127.0.0.3")
+
+
+def relay_config(authority: Authority, port: int, host: str = HOSTS[0], **msrp: Any) -> dict[str, Any]:
+    """A relay of that name, with a certificate for it, that asks others for theirs."""
+    names = {"dns": [host]} if host == HOSTS[0] else {"ips": [host]}
+    own = authority.issue(f"relay{port}", **names)
     trust = str(authority.path)
     return {
+        "listen": [{"bind": f"{'127.0.0.1' if host == HOSTS[0] else host}:{port}"}],
         "tls": {
             "certificate": str(own.certificate),
             "private_key": str(own.private_key),
             "trust": trust,
             "client_ca": trust,
         },
-        "msrp": {"allow_targets": LOOPBACK, "use_path": f"localhost:{port}", **msrp},
+        "msrp": {"allow_targets": LOOPBACK, "use_path": f"{host}:{port}", **msrp},
         "limits": {"trusted": LOOPBACK},
     }
 
 
 @pytest.fixture(scope="module")
-def relays(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[tuple[EdgeServer, EdgeServer]]:
-    """Two relays that know each other by certificate."""
-    both = []
-    for name in ("one", "two"):
+def relays(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[list[EdgeServer]]:
+    """Three relays that know each other by certificate, each with a host of `HOSTS`."""
+    servers = []
+    for host in HOSTS:
         port = free_port()
-        server = EdgeServer(tmp_path_factory.mktemp(name), relay_config(authority, port), port=port)
+        server = EdgeServer(tmp_path_factory.mktemp("relay"), relay_config(authority, port, host), port=port)
         server.import_users(USERS)
         server.start()
-        both.append(server)
-    yield both[0], both[1]
-    for server in both:
+        servers.append(server)
+    yield servers
+    for server in servers:
         server.finish()
 
 
-def uri_of(relay: EdgeServer) -> str:
+def uri_of(relays: list[EdgeServer], number: int) -> str:
     """What an AUTH for a relay is addressed to."""
-    return f"msrps://localhost:{relay.port};tcp"
+    return f"msrps://{HOSTS[number]}:{relays[number].port};tcp"
 
 
 def ports_of(path: list[str]) -> list[int]:
@@ -89,15 +94,13 @@ async def exchange(one: MsrpEndpoint, other: MsrpEndpoint) -> Frame:
 
 @pytest.mark.requirement("MSRP-AUTH-25", "MSRP-AUTH-26", "MSRP-AUTH-27", "MSRP-SEND-03")
 @pytest.mark.parametrize("transport", ["tls", "wss"])
-async def test_a_client_enrols_with_a_second_relay_through_its_own(
-    relays: tuple[EdgeServer, EdgeServer], transport: str
-) -> None:
-    one, two = relays
+async def test_a_client_enrols_with_a_second_relay_through_its_own(relays: list[EdgeServer], transport: str) -> None:
+    one, two = relays[:2]
     async with AsyncExitStack() as stack:
         alice = await stack.enter_async_context(msrp_client(one, "alice", transport))
-        bob = await stack.enter_async_context(msrp_client(two, "bob"))
+        bob = await stack.enter_async_context(msrp_client(two, "bob", host=HOSTS[1]))
         (first,) = await alice.auth()
-        path = [first, uri_of(two)]
+        path = [first, uri_of(relays, 1)]
         with pytest.raises(AuthFailed) as failed:
             await alice.auth(5, to_path=path)
         assert (failed.value.status, failed.value.frame.get("Min-Expires")) == (423, "60")
@@ -115,16 +118,28 @@ async def test_a_client_enrols_with_a_second_relay_through_its_own(
         assert failed.value.status == 401
 
 
+@pytest.mark.requirement("MSRP-AUTH-25", "MSRP-AUTH-27", "MSRP-RPT-01")
+async def test_a_use_path_of_three_relays(relays: list[EdgeServer]) -> None:
+    one, two, three = relays
+    async with msrp_client(one, "alice") as alice, msrp_client(three, "bob", host=HOSTS[2]) as bob:
+        for number in range(3):
+            await alice.auth(to_path=[*alice.use_path, uri_of(relays, number)])
+        assert ports_of(alice.use_path) == [one.port, two.port, three.port]
+        await bob.auth()
+        chunk = await exchange(alice, bob)
+        assert ports_of(chunk.from_path[:-1]) == [one.port, two.port, three.port, three.port]
+
+
 @pytest.mark.requirement("MSRP-AUTH-02", "MSRP-SEND-02")
-async def test_the_name_in_use_path_is_one_of_ours(relays: tuple[EdgeServer, EdgeServer]) -> None:
+async def test_the_name_in_use_path_is_one_of_ours(relays: list[EdgeServer]) -> None:
     async with msrp_client(relays[0], "alice") as alice:
-        (first,) = await alice.auth(to_path=[uri_of(relays[0])])
+        (first,) = await alice.auth(to_path=[uri_of(relays, 0)])
         unknown = first.replace(f":{relays[0].port}/", f":{relays[0].port}/x")
         assert (await alice.send([unknown, alice.uri], b"?")).statuses == [481]
 
 
 @pytest.mark.requirement("MSRP-AUTH-28")
-async def test_a_second_relay_that_is_not_there_gives_408(relays: tuple[EdgeServer, EdgeServer]) -> None:
+async def test_a_second_relay_that_is_not_there_gives_408(relays: list[EdgeServer]) -> None:
     async with msrp_client(relays[0], "alice") as alice:
         (first,) = await alice.auth()
         with pytest.raises(AuthFailed) as failed:
@@ -134,14 +149,14 @@ async def test_a_second_relay_that_is_not_there_gives_408(relays: tuple[EdgeServ
 
 
 @pytest.mark.requirement("MSRP-AUTH-26")
-async def test_nobody_else_enrols_through_a_clients_uri(relays: tuple[EdgeServer, EdgeServer]) -> None:
-    one, two = relays
+async def test_nobody_else_enrols_through_a_clients_uri(relays: list[EdgeServer]) -> None:
+    one, two = relays[:2]
     async with msrp_client(one, "alice") as alice, msrp_client(one, "erin") as erin:
         (first,) = await alice.auth()
         await erin.auth()
         opened = two.metrics().value("edge_connections_opened_total", transport="tls")
         with pytest.raises(AuthFailed) as failed:
-            await erin.auth(to_path=[first, uri_of(two)])
+            await erin.auth(to_path=[first, uri_of(relays, 1)])
         assert failed.value.status == 403
         assert two.metrics().value("edge_connections_opened_total", transport="tls") == opened
 
@@ -156,12 +171,12 @@ async def test_sessions_share_a_link_to_another_relay_or_have_one_each(
 ) -> None:
     ports = free_port(), free_port()
     one = edge_server(relay_config(authority, ports[0], share_links=share), USERS, port=ports[0])
-    two = edge_server(relay_config(authority, ports[1]), USERS, port=ports[1])
+    two = edge_server(relay_config(authority, ports[1], HOSTS[1]), USERS, port=ports[1])
     async with AsyncExitStack() as stack:
         pairs = []
         for here, there in (("alice", "bob"), ("carol", "dave"), ("erin", "alice")):
             near = await stack.enter_async_context(msrp_client(one, here))
-            far = await stack.enter_async_context(msrp_client(two, there))
+            far = await stack.enter_async_context(msrp_client(two, there, host=HOSTS[1]))
             await near.auth()
             await far.auth()
             pairs.append((near, far))
@@ -196,7 +211,7 @@ async def test_targets_that_are_not_public_are_not_dialled_and_counted(edge_serv
 
 @pytest.mark.requirement("MSRP-RPT-07")
 @pytest.mark.parametrize("host", ["two..dots.example", "x" * 64 + ".example", "nobody.example"])
-async def test_a_name_that_is_not_found_is_reported_with_408(relays: tuple[EdgeServer, EdgeServer], host: str) -> None:
+async def test_a_name_that_is_not_found_is_reported_with_408(relays: list[EdgeServer], host: str) -> None:
     server = relays[0]
     async with msrp_client(server, "alice") as alice:
         (uri,) = await alice.auth()
