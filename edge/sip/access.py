@@ -163,6 +163,9 @@ class Access:
             return 403, ()
         verdict = authenticator.verify_rows(rows, method, lambda named: named == uri or self._names_us(named), now)
         outcome = verdict.outcome
+        if self._lockout.blocked(connection.source, verdict.username, now):  # right or wrong: nobody is to find out
+            self._count("locked_out")
+            return 403, ()
         if outcome is Outcome.PENDING:
             return Pending(verdict, domain)
         self._fallback.answered(connection.source, dialogue[0])
@@ -182,6 +185,7 @@ class Access:
         self, connection: Connection, verdict: Verdict, aor: bytes, domain: bytes, proxy: bool
     ) -> Refusal | Grant | None:
         """The user proven must be the one acted for (RFC 3261 §10.3 step 4; SIP-AUT-15, OB-3P-01)."""
+        self._lockout.record_success(connection.source, verdict.username)
         proven = verdict.username + b"@" + domain
         if self.user_hook is not None and (refusal := self.user_hook(connection, proven)) is not None:
             return refusal

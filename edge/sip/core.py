@@ -158,6 +158,7 @@ class SipCore:
         if (
             client is None
             or client.invite is not (message.method == b"INVITE")
+            or not (client.invite or client.request.startswith(message.method + b" "))
             or not self.addresses.wrote(via.host, via.port)
         ):
             self.stats.stray_responses += 1

@@ -240,6 +240,28 @@ def test_too_many_wrong_passwords_of_a_source_are_refused_unread_for_a_minute() 
     assert log_in(counter, wire, register(BOB)).status == 200
 
 
+@pytest.mark.requirement("SIP-DOS-03")
+def test_who_is_guessed_from_everywhere_can_be_guessed_no_longer_and_calls_on() -> None:
+    """From where the owner was before he goes on; others hear the same whether they guess right or not."""
+    counter, data = Counter(users=USERS), register(BOB)
+    home = counter.wire(remote=("203.0.113.200", 5060))
+    assert log_in(counter, home, register(BOB)).status == 200
+    statuses = []
+    for number in range(105):
+        wire = counter.wire(remote=(f"203.0.113.{number}", 5060))
+        challenge = counter.ask(wire, data)
+        statuses.append(counter.ask(wire, with_credentials(data, challenge, "bob", "guess")).status)
+    assert statuses == [401] * 100 + [403] * 5
+    assert log_in(counter, counter.wire(remote=("203.0.113.201", 5060)), register(BOB)).status == 403
+    assert log_in(counter, home, register(BOB)).status == 200
+    assert (
+        log_in(counter, counter.wire(), register("<sip:alice@192.0.2.4>", user="alice"), "alice", "sesame").status
+        == 200
+    )
+    counter.advance(61)
+    assert log_in(counter, counter.wire(remote=("203.0.113.201", 5060)), register(BOB)).status == 200
+
+
 def test_a_realm_of_several_domains_keeps_their_users_apart() -> None:
     users = {"bob@example.com": "one", "bob@example.net": "two"}
     counter = Counter(users=users, auth={"realm": "all"}, domains=("example.com", "example.net"))

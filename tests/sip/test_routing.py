@@ -295,3 +295,42 @@ def test_rfc5630_5_3_sip_reaches_a_sips_binding_over_tls_and_written_as_sip() ->
     secure = rig.register("bob", rig.wire(Transport.TLS), contact="sips:bob@192.0.2.5")
     rig.give(caller, request("INVITE", "sip:bob@example.com"))
     assert [r.uri for r in secure.requests("INVITE")] == ["sip:bob@192.0.2.5"]
+
+
+# ------------------------------------------------------------------------------------------ where it came from
+
+
+@pytest.mark.requirement("SIP-TRP-01", "SIP-TRP-02", "OB-NAT-01")
+@pytest.mark.parametrize("transport", [Transport.UDP, Transport.TCP, Transport.WSS])
+@pytest.mark.parametrize(
+    ("sent", "passed"),
+    [
+        ("h.example:40112;branch=B", "h.example:40112;branch=B;received=A"),
+        ("h.example;branch=B;rport", "h.example;branch=B;rport=P;received=A"),
+        ("h.example;rport;branch=B", "h.example;rport=P;received=A;branch=B"),
+        ("A:40112;branch=B", "A:40112;branch=B"),
+        ("A;branch=B;rport", "A;branch=B;rport=P;received=A"),
+        ("A:5060;rport;branch=B", "A:5060;rport=P;received=A;branch=B"),
+        ("A;RPort;branch=B;x=1", "A;branch=B;x=1;rport=P;received=A"),
+        ("A;rport=9;branch=B", "A;branch=B;rport=P;received=A"),
+        ("A:40112;branch=B;received=192.0.2.9", "A:40112;branch=B"),
+        ("h.example;rport=9;branch=B;received=192.0.2.9", "h.example;branch=B;rport=P;received=A"),
+        ("h.example:40112;branch=B;Received=192.0.2.9", "h.example:40112;branch=B;received=A"),
+    ],
+)
+def test_rfc3261_18_2_1_and_rfc3581_4_the_top_via_says_what_the_socket_saw(
+    sent: str, passed: str, transport: Transport
+) -> None:
+    rig = Rig()
+    bob, caller = rig.register("bob"), rig.wire(transport, ("198.51.100.77", 40112))
+
+    def filled(via: str) -> str:
+        for mark, text in (("A", "198.51.100.77"), ("=P", "=40112"), ("=B", "=z9hG4bKwhence")):
+            via = via.replace(mark, text)
+        return f"SIP/2.0/{transport.name} {via}"
+
+    rig.give(caller, request("MESSAGE", "sip:bob@example.com", via=filled(sent)))
+    (message,) = bob.requests("MESSAGE")
+    assert message.all("Via")[1] == filled(passed)
+    rig.give(bob, answer(message, 200))
+    assert caller.responses()[-1].all("Via") == [filled(passed)]

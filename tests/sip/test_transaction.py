@@ -210,6 +210,20 @@ def test_rfc3261_17_1_3_the_answer_to_a_cancel_is_not_the_answer_to_its_invite()
     assert call.caller.statuses("INVITE") == [100, 180, 487]
 
 
+@pytest.mark.requirement("SIP-TXN-09")
+@pytest.mark.parametrize(
+    ("method", "other"), [("INVITE", "MESSAGE"), ("MESSAGE", "INVITE"), ("MESSAGE", "OPTIONS"), ("INFO", "INFORM")]
+)
+def test_rfc3261_17_1_3_a_response_to_another_method_is_not_ours(method: str, other: str) -> None:
+    call = Call(method)
+    call.caller.take()
+    call.rig.give(call.callee, answer(call.arrived, 200).replace(f"1 {method}".encode(), f"1 {other}".encode()))
+    assert call.caller.sent == []
+    assert [client.state for client in call.clients.values()] == [State.TRYING]
+    call.reply(200)
+    assert call.caller.statuses() == [200]
+
+
 @pytest.mark.requirement("SIP-TXN-10", "SIP-TRP-10")
 def test_rfc6026_7_3_a_response_that_matches_nothing_goes_nowhere() -> None:
     call = Call()
@@ -311,14 +325,16 @@ def test_rfc6026_7_1_after_a_2xx_repeats_of_the_invite_are_swallowed() -> None:
 
 
 @pytest.mark.requirement("SIP-TXN-16", "SIP-PRX-24")
+@pytest.mark.parametrize("same_uri", [False, True], ids=["contact", "the INVITE's"])
 @pytest.mark.parametrize("branch", [";branch=z9hG4bKack", "", ";branch=old"])
-def test_rfc6026_7_1_the_ack_to_a_2xx_goes_on(branch: str) -> None:
+def test_rfc6026_7_1_the_ack_to_a_2xx_goes_on(branch: str, same_uri: bool) -> None:
+    """Without the cookie, and to the same Request-URI, it has the key of its INVITE."""
     via = f"SIP/2.0/TCP caller.example:5060{branch}"
     call = Call(via=via if branch != ";branch=z9hG4bKack" else None)
     call.reply(200)
     route = call.caller.responses()[-1].all("Record-Route")
     ack = request(
-        "ACK", call.arrived.uri, via=via, to=call.arrived["To"] + ";tag=b1", call_id=call.arrived["Call-ID"],
+        "ACK", "sip:bob@example.com" if same_uri else call.arrived.uri, via=via, to=call.arrived["To"] + ";tag=b1", call_id=call.arrived["Call-ID"],
         extra=tuple(("Route", value) for value in reversed(route)),
     )  # fmt: skip
     call.rig.give(call.caller, ack)
@@ -369,6 +385,18 @@ def test_rfc3261_17_2_2_repeats_are_dropped_or_draw_the_last_answer_for_timer_j(
     stream.reply(200)
     assert stream.rig.transactions.finals == {}
     assert stream.rig.transactions.servers == {}
+
+
+@pytest.mark.requirement("SIP-TXN-18")
+@pytest.mark.parametrize("invite", [False, True])
+def test_rfc3261_17_2_2_an_answer_behind_the_final_one_is_discarded(invite: bool) -> None:
+    rig = Rig()
+    wire = rig.wire(Transport.UDP)
+    server = rig.transactions.add_server(b"key", invite, wire)
+    server.respond(486, b"SIP/2.0 486 first", rig.clock.now)
+    for status in (100, 200, 486, 500):
+        server.respond(status, b"SIP/2.0 later", rig.clock.now)
+    assert wire.take() == [b"SIP/2.0 486 first"]
 
 
 @pytest.mark.requirement("SIP-TXN-18")
@@ -429,15 +457,20 @@ def test_rfc3261_17_2_3_requests_without_the_cookie_match_as_in_rfc2543() -> Non
     for _ in range(2):
         rig.give(caller, old)
     (invite,) = callee.requests("INVITE")
+    changes = [(b": 2543", b": 2544"), (b"1 INVITE", b"2 INVITE"), (b"tag=a1", b"tag=a2"), (b";maddr", b":5060;maddr")]
+    for change in (*changes, (b"INVITE sip:bob@example.com", b"INVITE sip:bob@example.com;x=1")):
+        changed = old.replace(*change)
+        assert changed != old
+        rig.give(caller, changed)
+    assert len(callee.requests("INVITE")) == 6  # while the first is pending each of them is another
+    caller.take()
     rig.give(callee, answer(invite, 404))
-    assert caller.statuses() == [100, 100, 404]
+    rig.advance(1)
+    assert caller.statuses() == [404, 404]
     rig.give(caller, follow_up("ACK", old, to="<sip:bob@example.com>;tag=b1"))
     rig.advance(20)
-    assert caller.statuses() == [100, 100, 404]
+    assert caller.statuses() == [404, 404]
     assert len(callee.requests("ACK")) == 1
-    for changed in (old.replace(b"2543", b"2544"), old.replace(b"1 INVITE", b"2 INVITE"), old.replace(b"a1", b"a2")):
-        rig.give(caller, changed)
-    assert len(callee.requests("INVITE")) == 4
 
 
 @pytest.mark.requirement("SIP-TXN-24")
