@@ -374,7 +374,19 @@ def _check_outside(settings: Settings, source: str) -> list[tuple[str, str]]:
     from edge.probing import probe_accounting, probe_hooks  # noqa: PLC0415 - as in serve
 
     accounting = probe_accounting(settings.accounting, source)
-    return [("accounting", accounting), ("hooks", probe_hooks(settings.hooks, source))]
+    hooks = ("hooks", probe_hooks(settings.hooks, source))
+    return [("accounting", accounting), hooks, ("policy", _check_policy(settings, source))]
+
+
+def _check_policy(settings: Settings, source: str) -> str:
+    from edge.policy.loading import HOOKS, is_overridden, load_policy  # noqa: PLC0415 - as in serve
+
+    policy = load_policy(settings.policy.module, source)
+    if policy is None:
+        return "none"
+    return (
+        f"{settings.policy.module} ({', '.join(hook for hook in HOOKS if is_overridden(policy, hook)) or 'no hooks'})"
+    )
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -81,9 +81,13 @@ class SipRequest(SipMessage):
     def needs_credentials(self) -> bool:
         """Whether the settings ask for credentials: for REGISTER, and for what users of ours begin."""
         core = self.tools.core
-        if self.message.method == b"REGISTER":
+        if self._is_registration:
             return core.access.enabled
         return core.access.is_due(self.message, read_routes(self.message, core.addresses.own, self.tools.uris))
+
+    @property
+    def _is_registration(self) -> bool:
+        return self.message.method == b"REGISTER" and self.to_us
 
     @property
     def next_hop(self) -> str:
@@ -102,7 +106,7 @@ class SipRequest(SipMessage):
 
     def challenge(self) -> None:
         """Ask for credentials, whatever the settings say; a stranger, who has none here, gets 403."""
-        if self.from_us:
+        if self.from_us or self._is_registration:
             self._directions().authorised = False
         else:
             self.reject(403)

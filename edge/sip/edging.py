@@ -238,7 +238,7 @@ class Edging:
             RemoteError: 400 for Contacts that break the grammar, 403 for a Route to strangers, 421 without Path.
         """
         directions = message.directions
-        if directions is not None and directions.next_hop:
+        if directions is not None and directions.next_hop and directions.next_hop != self.settings.next_hop.raw:
             next_hop = self._uris.parse(directions.next_hop)
         else:
             self.check_route(source, routes, now)

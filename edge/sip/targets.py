@@ -110,10 +110,7 @@ class TargetFinder:
         directions = message.directions
         assert directions is not None
         if directions.next_hop:
-            next_hop = self._uris.parse(directions.next_hop)
-            target = Target(message.uri, locate=next_hop)
-            target.sips = next_hop.secure
-            found = Found([[target]])
+            found = Found([[self._towards_next_hop(message, directions.next_hop)]])
         elif directions.steps is not None:
             found = self._stepwise(directions.steps, now)
         else:
@@ -125,6 +122,14 @@ class TargetFinder:
                 target.failover = directions.failover
                 target.existing = directions.existing_only
         return found
+
+    def _towards_next_hop(self, message: Message, raw: bytes) -> Target:
+        """Leave the Request-URI as it is; the core of an edge is known by its own setting."""
+        edging = self._edging
+        next_hop = edging.settings.next_hop if edging is not None and edging.settings.next_hop.raw == raw else None
+        target = Target(message.uri, locate=next_hop or self._uris.parse(raw))
+        target.sips = target.locate is not None and target.locate.secure and next_hop is None
+        return target
 
     def _stepwise(self, steps: list[list[Aim]], now: float) -> Found:
         """Return the targets of all steps, those of earlier ones with a higher q."""

@@ -23,6 +23,7 @@ def test_defaults_are_checked_without_leaving_anything_behind(edge: Command, tmp
         r"^storage: +sqlite:///edge.db \(made at the first start\)$",
         r"^accounting: +none$",
         r"^hooks: +none$",
+        r"^policy: +none$",
         r"^admin: +http://127.0.0.1:9060$",
         r"^0.0.0.0:5060 +udp, tcp, tls, ws, wss +sip, msrp",
         r"^\[::\]:5060 +udp, tcp, tls, ws, wss +sip, msrp",
@@ -52,6 +53,45 @@ def test_certificate_and_storage_are_opened(edge: Command, tmp_path: Path) -> No
     assert "sqlite:///edge.db (there)" in done.stdout
     assert "edge.example:5060" in done.stdout
     assert "127.0.0.0/8" in done.stdout
+
+
+POLICIES = {
+    "good": "from edge.policy import Policy\nclass Mine(Policy):\n    async def sip_request(self, request): pass\n",
+    "raises": "raise ValueError('half done')\n",
+    "syntax": "class Mine(:\n",
+    "other": "class Mine: pass\n",
+    "arguments": "from edge.policy import Policy\nclass Mine(Policy):\n    def sip_request(self): pass\n",
+}
+
+
+def test_a_policy_is_loaded_and_its_hooks_are_named(edge: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(POLICIES["good"])
+    (tmp_path / "edge.toml").write_text("[policy]\nmodule = 'mine:Mine'\n")
+    done = edge("check", "--config", "edge.toml")
+    assert done.returncode == 0
+    assert re.search(r"^policy: +mine:Mine \(sip_request\)$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ("raises", "ValueError: half done"),
+        ("syntax", "SyntaxError: invalid syntax (mine.py, line 1)"),
+        ("other", "<class 'mine.Mine'> is not derived from edge.policy.Policy"),
+        ("arguments", "sip_request: too many positional arguments"),
+        ("missing", "ModuleNotFoundError: No module named 'missing'"),
+    ],
+)
+def test_a_policy_that_cannot_be_used_is_named_with_the_reason(
+    edge: Command, tmp_path: Path, policy: str, reason: str
+) -> None:
+    if policy in POLICIES:
+        (tmp_path / "mine.py").write_text(POLICIES[policy])
+    module = "mine" if policy in POLICIES else policy
+    (tmp_path / "edge.toml").write_text(f"[policy]\nmodule = '{module}:Mine'\n")
+    done = edge("check", "--config", "edge.toml")
+    assert done.returncode == 2
+    assert done.stderr == f"edge: edge.toml: policy.module: {reason}\n"
 
 
 @pytest.mark.parametrize(
