@@ -174,6 +174,26 @@ def test_a_small_message_overtakes_a_large_one() -> None:
     assert joined([frames[0], frames[2]]) == body
 
 
+@pytest.mark.requirement("MSRP-SEND-11")
+def test_chunks_of_one_message_leave_one_after_the_other_also_when_others_take_turns() -> None:
+    pair = Pair()
+    other = pair.bench.connect()
+    pair.bench.open(pair.nora, XM, NORA)
+    slow(pair.nora)
+    body = pattern(100_000)
+    for at in range(0, len(body), 20_000):
+        flag, byte_range = "$" if at == 80_000 else "+", f"{at + 1}-{at + 20_000}/100000"
+        chunk = send(f"{XN} {NORA}", FAR, body[at : at + 20_000], mid="big", flag=flag, byte_range=byte_range)
+        pair.far.handler.receive_data(pair.far, chunk, 0.0)  # as if one read had brought all of them
+    other.receive(send(f"{XM} {NORA}", PABLO, pattern(90_000), mid="other"))
+    pair.nora.drain()
+    pair.bench.run_turns()
+    frames = parse_frames(pair.nora.take())
+    assert {frame["Message-ID"] for frame in frames[1:-1]} == {"big", "other"}
+    assert joined([frame for frame in frames if frame["Message-ID"] == "big"]) == body
+    assert joined([frame for frame in frames if frame["Message-ID"] == "other"]) == pattern(90_000)
+
+
 def parse(uri: str):
     from edge.msrp.uri import parse_uri
 
@@ -208,10 +228,11 @@ def test_a_sender_who_vanishes_early_loses_nothing_either() -> None:
 
 
 @pytest.mark.requirement("MSRP-CHK-17")
-def test_odd_orders_pass_as_they_come() -> None:
+@pytest.mark.parametrize("extra", ["", "X: 1"])  # the short way and the long one
+def test_odd_orders_pass_as_they_come(extra: str) -> None:
     pair = Pair()
     for byte_range, flag in (("1-100/150", "+"), ("50-149/150", "+"), ("1-100/150", "$")):
-        pair.far.receive(send(f"{XN} {NORA}", FAR, pattern(100), byte_range=byte_range, flag=flag))
+        pair.far.receive(send(f"{XN} {NORA}", FAR, pattern(100), byte_range=byte_range, flag=flag, extra=extra))
     assert [frame["Byte-Range"] for frame in parse_frames(pair.nora.take())] == ["1-100/150", "50-149/150", "1-100/150"]
 
 
@@ -309,7 +330,7 @@ def slow(connection: Recorder) -> None:
     connection.backlog = 100_000
 
 
-@pytest.mark.requirement("MSRP-FLOW-02", "MSRP-FLOW-01", "MSRP-FLOW-09")
+@pytest.mark.requirement("MSRP-FLOW-02", "MSRP-FLOW-01", "MSRP-FLOW-06", "MSRP-FLOW-09")
 def test_a_slow_receiver_stops_its_sender_and_nothing_is_lost() -> None:
     pair = Pair()
     body = pattern(3_000_000)
@@ -317,9 +338,11 @@ def test_a_slow_receiver_stops_its_sender_and_nothing_is_lost() -> None:
     at = 0
     while at < len(wire):
         slow(pair.nora)
+        written = sum(map(len, pair.nora.sent))
         while at < len(wire) and not pair.far.pauses:
             pair.far.receive(wire[at : at + 65536])
             at += 65536
+        assert sum(map(len, pair.nora.sent)) == written
         handler = pair.far.handler
         assert isinstance(handler, MsrpHandler)
         assert handler.buffered <= 262_144

@@ -246,6 +246,17 @@ def test_the_owner_on_another_connection_is_a_stranger() -> None:
     assert not pair.bench.dialled
 
 
+@pytest.mark.requirement("MSRP-RESP-09")
+def test_a_client_behind_a_relay_that_is_gone_gets_nothing() -> None:
+    pair = Pair()
+    relay = "msrps://gate.fjord.example:2855/zz;tcp"
+    link = pair.bench.connect(identities=("gate.fjord.example",))
+    pair.bench.open(link, XM, relay, MINA)
+    link.close("eof")
+    pair.far.receive(send(f"{XM} {relay} {MINA}", FAR))
+    assert pair.codes() == ["481"]
+
+
 @pytest.mark.requirement("MSRP-BIND-02")
 def test_a_client_behind_a_relay_is_reached_over_any_connection_of_that_relay() -> None:
     bench = Bench()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge.msrp.frame import clean_comment
+from edge.msrp.handler import MsrpHandler
 from tests.msrp.parser import Parsed, parse_frames
 from tests.msrp.recorder import NORA, PABLO, XN, Bench, Recorder, answer, send
 
@@ -165,7 +166,7 @@ def test_a_report_that_cannot_be_delivered_is_silence() -> None:
     assert pair.nora.take() == b""
 
 
-@pytest.mark.requirement("MSRP-RPT-03")
+@pytest.mark.requirement("MSRP-RPT-03", "MSRP-RPT-01")
 def test_success_reports_need_no_memory() -> None:
     bench = Bench()
     nora, far = bench.connect(), bench.connect()
@@ -177,6 +178,9 @@ def test_success_reports_need_no_memory() -> None:
     )
     (report,) = parse_frames(nora.take())
     assert (report["Status"], report["Byte-Range"], report["Message-ID"]) == ("123 777 odd", "77-99/100", "late")
+    handler = nora.handler
+    assert isinstance(handler, MsrpHandler)
+    assert (handler.outbox.pending, far.uses) == ({}, 0)
 
 
 @pytest.mark.requirement("MSRP-RPT-11", "MSRP-SEC-03")
