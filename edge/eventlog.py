@@ -13,6 +13,10 @@ from edge.events import (
     Event,
     EventBus,
     FlowFailed,
+    FlowRecovered,
+    FlowReplaced,
+    FlowSuspect,
+    FlowUp,
     RegistrationChanged,
     SessionClosed,
     SessionOpened,
@@ -66,12 +70,8 @@ class EventLog:
                     self._sip, "registration", aor=event.aor, contact=event.contact, change=event.change,
                     expires=event.expires_s,
                 )  # fmt: skip
-            case FlowFailed():
-                self._line(
-                    self._sip, "flow failed", src=event.remote, flow=event.flow, transport=event.transport,
-                    reason=event.reason, age_s=round(event.age_s, 1), registrations=len(event.registrations),
-                    pending=event.pending,
-                )  # fmt: skip
+            case FlowUp() | FlowSuspect() | FlowRecovered() | FlowReplaced() | FlowFailed():
+                self._write_flow(event)
             case SessionOpened():
                 self._line(self._msrp, "session opened", session=event.session, user=event.user, conn=event.connection)
             case SessionClosed():
@@ -88,6 +88,24 @@ class EventLog:
                     detail=event.detail,
                     level=level,
                 )
+
+    def _write_flow(self, event: FlowUp | FlowSuspect | FlowRecovered | FlowReplaced | FlowFailed) -> None:
+        """Write how a flow fares; that it is up is said in detail only, for its registration has a line."""
+        src, flow = event.remote, event.flow
+        match event:
+            case FlowUp():
+                self._line(self._sip, "flow up", level=logging.DEBUG, src=src, flow=flow, transport=event.transport)
+            case FlowSuspect():
+                self._line(self._sip, "flow suspect", src=src, flow=flow, silent_s=round(event.silent_s))
+            case FlowRecovered():
+                self._line(self._sip, "flow recovered", src=src, flow=flow, after=event.after)
+            case FlowReplaced():
+                self._line(self._sip, "flow replaced", src=src, flow=flow, heir=event.heir)
+            case FlowFailed():
+                self._line(
+                    self._sip, "flow failed", src=src, flow=flow, transport=event.transport, reason=event.reason,
+                    age_s=round(event.age_s, 1), registrations=len(event.registrations), pending=event.pending,
+                )  # fmt: skip
 
     @staticmethod
     def _line(logger: logging.Logger, text: str, *, level: int = logging.INFO, **fields: object) -> None:

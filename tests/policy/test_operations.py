@@ -108,6 +108,7 @@ async def test_rfc3327_a_path_with_a_token_is_added_to_a_register_that_goes_on_a
         assert (await alice.message(carol.uri, b"x")).status == 480  # the registrar here was not asked
 
 
+@pytest.mark.requirement("OB-EREG-08")
 async def test_rfc5626_5_1_an_edge_adds_a_path_for_a_client_that_did_not_ask_or_leaves_it_out(
     edge_server: EdgeServerFactory, hop: StubHop
 ) -> None:
@@ -140,6 +141,7 @@ class Mine(Policy):
             assert (b"\r\nPath: <sip:" in data) is there, (agent.user, wanted)
 
 
+@pytest.mark.requirement("OB-EDLG-03")
 async def test_a_message_is_recorded_with_a_token_that_leads_back_to_its_sender(with_policy: PolicyFactory) -> None:
     server = with_policy("""
         def sip_request(self, request):

@@ -15,7 +15,7 @@ from tests.sip.rig import request
 from tests.ua.hostile import HostileUdp
 from tests.ua.sip import SipUA
 from tests.ua.sip_message import Response, uri_parameters
-from tests.ua.wait import eventually
+from tests.ua.wait import deadline, eventually
 
 
 def make_edge(edge_server: EdgeServerFactory, home: EdgeServer, **settings: Any) -> EdgeServer:
@@ -146,11 +146,12 @@ async def test_rfc3261_18_4_a_flow_whose_client_reads_nothing_fails_and_what_com
         route = {"Route": bob.registration["Path"]}  # the token of his flow: nobody but the edge is asked
         bob.link.pause_reading()
         flood: list[asyncio.Task[Response]] = []
-        while edge.metrics().value("edge_flow_failed_total", reason=reason) == 0:
-            for number in range(len(flood), min(len(flood) + 20, 500)):  # 15 MB: more than the system holds
-                body = b"%06d" % number + b"x" * 30_000
-                flood.append(asyncio.create_task(alice.message(bob.uri, body, headers=route, timeout=60)))
-            await asyncio.sleep(0.05)
+        async with deadline(60):
+            while edge.metrics().value("edge_flow_failed_total", reason=reason) == 0:
+                for number in range(len(flood), min(len(flood) + 20, 500)):  # 15 MB: more than the system holds
+                    body = b"%06d" % number + b"x" * 30_000
+                    flood.append(asyncio.create_task(alice.message(bob.uri, body, headers=route, timeout=60)))
+                await asyncio.sleep(0.05)
         assert (await alice.message(bob.uri, b"next", headers=route)).status == 430
         assert {response.status for response in await asyncio.gather(*flood)} == {430}
         bob.link.resume_reading()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -92,9 +94,15 @@ async def test_rfc5626_7_every_cause_of_an_end_is_one_failure_with_its_reason(ed
             await cause(ua, server)
             await counted(server, "edge_flow_failed_total", reason=reason)
             await eventually(lambda name=name: _failures(server, name), what=f"failure of {name}")
+    counted_by_reason = server.metrics()
     server.stop()  # a second failure would be told by now
-    assert {name: _failures(server, name) for name in CAUSES} == {name: [how[2]] for name, how in CAUSES.items()}
+    reasons = {name: how[2] for name, how in CAUSES.items()}
+    assert {name: _failures(server, name) for name in CAUSES} == {name: [reason] for name, reason in reasons.items()}
     assert len(flow_events(server, "flow.up")) == len(CAUSES)
+    for reason, count in Counter(reasons.values()).items():
+        assert counted_by_reason.value("edge_flow_failed_total", reason=reason) == count
+    logged = re.findall(r" INFO edge\.sip flow failed src=\S+ flow=(\S+) .*reason=(\S+)", server.log_text())
+    assert logged == [(event["flow"], event["reason"]) for event in flow_events(server, "flow.failed")]
 
 
 def _failures(server: EdgeServer, name: str, kind: str = "flow.failed") -> list[str]:
@@ -103,12 +111,35 @@ def _failures(server: EdgeServer, name: str, kind: str = "flow.failed") -> list[
     return [event.get("reason", "") for event in flow_events(server, kind) if event["registrations"][0]["aor"] == aor]
 
 
-@pytest.mark.requirement("OB-FAIL-05", "OB-KA-13")
-async def test_rfc5626_5_4_silence_is_a_failure_and_the_end_after_it_is_none(edge_server: EdgeServerFactory) -> None:
+@pytest.mark.requirement("OB-FAIL-05", "OB-KA-13", "OB-FAIL-07")
+async def test_rfc5626_5_4_silence_is_a_failure_and_the_end_after_it_is_none_unless_it_spoke_again(
+    edge_server: EdgeServerFactory,
+) -> None:
     server = start_with_flow_events(edge_server, open_config(**OPEN, outbound={"flow_timer": 1}))
     async with sip_ua(server, "silent", reg_id=1) as ua:
         assert (await ua.register()).status == 200
         await eventually(lambda: _failures(server, "silent"), 40, what="the failure of a silent flow")
         assert server.metrics().value("edge_connections", transport="tcp") == 1
+        await ua.ping()
+        await eventually(lambda: flow_events(server, "flow.recovered"), what="recovery")
+        await eventually(lambda: len(_failures(server, "silent")) == 2, 40, what="a second silence")
     server.stop()
-    assert _failures(server, "silent") == ["silent"]
+    assert _failures(server, "silent") == ["silent", "silent"]
+    words = re.findall(r" INFO edge\.sip flow (\w+) src=\S+ flow=\S+ (.*)", server.log_text())
+    assert [word for word, _ in words] == ["suspect", "failed", "recovered", "suspect", "failed"]
+    assert words[2][1] == "after=failed"
+
+
+async def test_rfc5626_a_flow_that_takes_the_place_of_another_is_told_with_its_heir(
+    edge_server: EdgeServerFactory,
+) -> None:
+    server = start_with_flow_events(edge_server, open_config(**OPEN))
+    async with sip_ua(server, "mover", reg_id=1) as ua:
+        await ua.register()
+        await ua.reconnect(reset=True)
+        await ua.register()
+        (replaced,) = await eventually(lambda: flow_events(server, "flow.replaced"), what="the heir")
+        old, new = (event["flow"] for event in flow_events(server, "flow.up"))
+    server.stop()
+    assert (replaced["flow"], replaced["heir"]) == (old, new)
+    assert f" flow replaced src={replaced['remote']} flow={old} heir={new}" in server.log_text()
