@@ -14,7 +14,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
-MODULES = ("connections", "datagram", "demux", "errors", "stream", "timers", "wsframes")
+MODULES = ("connections", "datagram", "demux", "errors", "networks", "rates", "stream", "timers", "wsframes")
 PACKAGES = ("auth", "msrp", "outbound", "sip")
 INTERPRETED = {"edge/sip/reach.py", "edge/sip/resolver.py", "edge/sip/resolver_client.py"}  # the world outside: asyncio
 

@@ -28,7 +28,7 @@ log = logging.getLogger("edge.conn")
 Address = tuple[str, int]
 
 TURN_OCTETS = 16384  # about five milliseconds of the smallest SIP messages
-_LOOKS = 8  # so often in `idle_timeout` a connection is asked whether octets have left
+_LOOKS = 8  # so often in `idle_timeout` it is asked whether octets left, in `stall_timeout` whether any still wait
 
 
 class Transport(IntEnum):
@@ -103,7 +103,7 @@ class Connection(Timed):
     __slots__ = (
         "closed", "first_message", "handler", "id", "identities", "last_received", "listener", "local", "octets_in",
         "octets_out", "opened_at", "outgoing", "registered", "remote", "sent_at", "sent_seen", "source", "stalled_at",
-        "table", "token", "transport", "turn_octets", "unsent_seen", "uses", "writable",
+        "table", "token", "transport", "turn_octets", "unsent_seen", "uses", "watched", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -137,6 +137,7 @@ class Connection(Timed):
         self.identities: tuple[str, ...] = ()  # names of a verified peer certificate
         self.stalled_at = 0.0
         self.unsent_seen = 0  # at the last look for stalled receivers
+        self.watched = False  # something was written since the last look, or waits
         self.token: bytes | None = None  # the name the flow map gave it
         self._slot = None
 
@@ -240,7 +241,8 @@ class ConnectionTable:
         self._gathering = type(loop).__module__.startswith("uvloop")
         self._reading = False
         self._dirty: list[Connection] = []
-        self._written: set[Connection] = set()
+        self._watched: list[Connection] = []  # to be looked at for stalled receivers
+        self._stall_check_at = 0.0
         self._ticker: asyncio.TimerHandle | None = None
 
     @property
@@ -338,7 +340,6 @@ class ConnectionTable:
             self.flows -= known
         else:
             self.streams -= known
-            self._written.discard(connection)
             if not connection.outgoing:
                 self.dismiss(connection.source)
         counts = self.failed_by_reason if failed else self.closed_by_reason
@@ -384,8 +385,10 @@ class ConnectionTable:
     def flush(self) -> None:
         """Write out everything queued in this turn, one write for each connection."""
         dirty, self._dirty = self._dirty, []
-        self._written.update(dirty)
         for connection in dirty:
+            if not connection.watched:
+                connection.watched = True
+                self._watched.append(connection)
             connection.flush()
 
     # -- deadlines
@@ -426,17 +429,22 @@ class ConnectionTable:
         now = self.now()
         self._ticker = self.loop.call_later(self.wheel.tick_s, self._tick) if self.connections else None
         self.wheel.advance(now)
-        self._check_stalls(now)
+        if now >= self._stall_check_at:
+            self._stall_check_at = now + self._limits.stall_timeout / _LOOKS
+            self._check_stalls(now)
         if self._ticker is None and self.wheel.count:
             self._start_ticking()
 
     def _check_stalls(self, now: float) -> None:
-        for connection in list(self._written):
-            unsent = connection.unsent()
+        watched, self._watched = self._watched, []
+        for connection in watched:
+            unsent = 0 if connection.closed else connection.unsent()
             if not unsent:
-                self._written.discard(connection)
+                connection.watched = False
                 connection.unsent_seen = 0
-            elif not connection.unsent_seen or unsent < connection.unsent_seen:
+                continue
+            self._watched.append(connection)
+            if not connection.unsent_seen or unsent < connection.unsent_seen:
                 connection.unsent_seen, connection.stalled_at = unsent, now
             elif now - connection.stalled_at >= self._limits.stall_timeout:
                 connection.fail("stalled")

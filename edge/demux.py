@@ -103,6 +103,10 @@ class PingScanner:
         """Something else came: a CRLF before it is no half of a ping behind it."""
         self._half_at = -_HALF_PING_S
 
+    def is_whole(self, now: float) -> bool:
+        """Whether no first half waits for its second."""
+        return now - self._half_at >= _HALF_PING_S
+
     def scan(self, data: bytes, now: float, start: int = 0) -> int:
         """Return where the whole CRLFs that begin at `start` end; `pings` says how many answers are owed.
 
@@ -112,7 +116,7 @@ class PingScanner:
         while data.startswith(CRLF, end):
             end += 2
         lines = (end - start) // 2
-        if lines and now - self._half_at < _HALF_PING_S:
+        if lines and not self.is_whole(now):
             lines += 1
         self.pings, odd = divmod(lines, 2)
         rest = data[end : end + 1]

@@ -37,12 +37,25 @@ class StreamKeepalive(PingScanner):
         admits gets no more of them in this while.
         """
         end = self.scan(data, now, start)
-        if self.pings and (courtesies is None or courtesies.admits(connection.source, self.pings)):
-            if connection.writable:
-                connection.send(CRLF * min(self.pings, _MOST_PONGS))
-            else:
-                self._owed = True
+        if self.pings:
+            self._answer(connection, courtesies)
         return end
+
+    def take_ping(self, connection: Connection, now: float, courtesies: SourceRate | None) -> bool:
+        """Answer a read that was one ping and nothing else; False when half a ping came before it: `skip` it then."""
+        if not self.is_whole(now):
+            return False
+        self.pings = 1
+        self._answer(connection, courtesies)
+        return True
+
+    def _answer(self, connection: Connection, courtesies: SourceRate | None) -> None:
+        if courtesies is not None and not courtesies.admits(connection.source, self.pings):
+            return
+        if connection.writable:
+            connection.send(CRLF if self.pings == 1 else CRLF * min(self.pings, _MOST_PONGS))
+        else:
+            self._owed = True
 
     def handle_writable(self, connection: Connection) -> None:
         """The send queue has drained: send the pong that waited for it."""

@@ -77,7 +77,12 @@ class SipStream(Timed):
             return
         if self._buffer:
             data = self._buffer + data
-        elif data[:9] == _REGISTER and self._message is None:
+        elif self._message is not None:
+            pass
+        elif data == _EMPTY_LINE:
+            if self._take_ping(connection, now):
+                return
+        elif data[:9] == _REGISTER:
             if self._shared.receiver.receive_refresh(connection, data, now):
                 if blocks is not None:
                     blocks.count(connection.source)
@@ -161,6 +166,16 @@ class SipStream(Timed):
             return False
         self._end(connection, message, RemoteError(513, "header_block", "the headers are too long"))
         return False
+
+    def _take_ping(self, connection: Connection, now: float) -> bool:
+        """Answer a ping that came alone between messages."""
+        keepalive = self._keepalive
+        if keepalive is None:
+            keepalive = self._keepalive = StreamKeepalive()
+        if not keepalive.take_ping(connection, now, self._shared.courtesies):
+            return False
+        self._shared.pings += 1
+        return True
 
     def _skip_lines(self, connection: Connection, data: bytes, position: int, now: float) -> int:
         """Skip CRLFs between messages; pings among them are answered."""
