@@ -89,16 +89,17 @@ class FrameReader:
     """Read frames from one stream.
 
     `rest` is what was read and is no whole frame yet, at most a head and a small body; it belongs in front of the next
-    read.
+    read. `whole` is set by who put a frame there himself: the octets that it will have.
     """
 
-    __slots__ = ("_needle", "_sink", "_stray", "rest", "state")
+    __slots__ = ("_needle", "_sink", "_stray", "rest", "state", "whole")
 
     def __init__(self, sink: FrameSink) -> None:
         self._sink = sink
         self._needle = b""
         self._stray = 0
         self.rest = b""
+        self.whole = 0
         self.state = IDLE
 
     @property
@@ -125,7 +126,7 @@ class FrameReader:
     def promote(self, now: float) -> None:
         """Stream the SEND that waits in `rest` to become whole, if its head is complete."""
         if self.state == IDLE and self.rest:
-            data, self.rest = self.rest, b""
+            data, self.rest, self.whole = self.rest, b"", 0
             self._read_frame(data, 0, now, 0)
 
     # -- heads
@@ -250,6 +251,7 @@ class FrameReader:
         """Read nothing any more."""
         self.state = BROKEN
         self.rest = b""
+        self.whole = 0
 
     def _break(self, label: str, head: Head | None, data: bytes, now: float) -> int:
         self.stop()

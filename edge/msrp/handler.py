@@ -10,17 +10,17 @@ found out. Whatever it does not match, or is not that easy, takes the long way.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from edge.errors import RemoteError
 from edge.msrp.chunker import Outbox
-from edge.msrp.frame import COMMENTS, TRANSACTION_ID, Head, build_response
+from edge.msrp.frame import COMMENTS, Head, build_response
 from edge.msrp.framing import END_LINE, STREAMING, Frame, FrameReader, find_line
 from edge.msrp.grace import LinkGrace
 from edge.msrp.outstream import MIN_PIECE, OutStream
 from edge.msrp.report import PENDING_LIMIT, REPORTS_PER_SECOND, Forwarded
 from edge.msrp.route import Route
+from edge.msrp.usual import FLAGS, USUAL, expect_end, is_plausible, measure_cut
 from edge.timers import Timed
 
 if TYPE_CHECKING:
@@ -35,21 +35,11 @@ HEAD_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 60.0
 ANSWERS_LIMIT = 262144  # octets of unread answers after which their reader is not read either
 
-# A SEND with its headers in the order most clients write them, or a 200 without surprises.
-_USUAL = re.compile(
-    rb"MSRP (" + TRANSACTION_ID + rb") (?:SEND\r\n"
-    rb"(To-Path: .+\r\nFrom-Path: .+\r\n)"
-    rb"(Message-ID: [!-~]{1,256}\r\n"
-    rb"(?:Success-Report: (?:yes|no)\r\n)?"
-    rb"(?:Failure-Report: (yes|no|partial)\r\n)?"
-    rb"Byte-Range: ([1-9][0-9]{0,17})-([0-9]{1,18}|\*)/([0-9]{1,18}|\*)\r\n"
-    rb"(?:Failure-Report: (yes|no|partial)\r\n)?"
-    rb"Content-Type: [ -~]{1,256}\r\n)\r\n"
-    rb"|200(?: [^\x00-\x1f\x7f]*)?\r\n(To-Path: .+\r\n)From-Path: .+\r\n-------\1\$\r\n)"
-).match
-_FLAGS = {b"$\r\n": True, b"+\r\n": False, b"#\r\n": False}
 _END = len(END_LINE)
 _JOIN = 4096
+_LARGE_READ = 65536  # the rest of a frame that its end has cut is there already, or on its way
+_CUT_LIMIT = 81920  # octets of a frame that is kept to be relayed whole
+_CUT_WAIT_S = 1.0
 _VIEW = 1024  # bodies from this size on are not copied before they leave
 
 
@@ -109,7 +99,7 @@ class MsrpHandler(Timed):
             self._receive_message(connection, data, now)
             return
         position = 0
-        waited = bool(reader.rest)
+        waited, large = bool(reader.rest), len(data) >= _LARGE_READ
         if waited:
             data, position = self._join(data, now)
         size = len(data)
@@ -119,6 +109,8 @@ class MsrpHandler(Timed):
                 if after:
                     position = after
                     continue
+                if large and self._keep_cut(data, position, now):
+                    break
             position = reader.feed(data, position, now)
         self.relay.flush()
         rest = reader.rest
@@ -137,15 +129,32 @@ class MsrpHandler(Timed):
     def _join(self, data: bytes, now: float) -> tuple[bytes, int]:
         """Put what is left of the last read in front; return data and where to go on in it.
 
-        The frame that was cut by the end of the read is nearly always a small one, so try not to copy all of a large
-        read.
+        The frame that was cut by the end of the read is nearly always a small one, or one of known size, so try not to
+        copy all of a large read.
         """
-        rest, self.reader.rest = self.reader.rest, b""
-        if not self.reader.state and len(data) > 2 * _JOIN:
-            after = self._relay_usual(rest + data[:_JOIN], 0, now)
+        reader = self.reader
+        rest, reader.rest = reader.rest, b""
+        missing, reader.whole = reader.whole - len(rest), 0
+        if missing <= 0:
+            missing = _JOIN if len(data) > 2 * _JOIN else len(data) + 1
+        if not reader.state and missing <= len(data):
+            after = self._relay_usual(rest + data[:missing], 0, now)
             if after > len(rest):
                 return data, after - len(rest)
         return rest + data, 0
+
+    def _keep_cut(self, data: bytes, position: int, now: float) -> bool:
+        """Keep a usual frame that the end of a large read has cut: it is cheaper to relay whole than in pieces."""
+        match = USUAL(data, position)
+        route = self.routes.get(match[2] or b"") if match is not None else None
+        if match is None or route is None or not (self.succeeded or self.connection.outgoing):
+            return False
+        whole = measure_cut(match, data, position, min(route.whole_limit, _CUT_LIMIT))
+        if not whole:
+            return False
+        self.reader.rest, self.reader.whole = data[position:], whole
+        self.relay.wheel.start(self, now + _CUT_WAIT_S)
+        return True
 
     def receive_eof(self, connection: Connection, now: float) -> bool:
         """End of the stream; requests of the peer may still get an answer."""
@@ -159,6 +168,8 @@ class MsrpHandler(Timed):
         """End all that lived here, before any other frame is handled (RFC 4976 §6.3)."""
         if self.lost:
             return
+        if self.reader.whole:
+            self.reader.promote(now)
         self.lost = True
         self.connection = connection
         self.reader.stop()
@@ -179,7 +190,7 @@ class MsrpHandler(Timed):
 
     def _relay_usual(self, data: bytes, position: int, now: float) -> int:
         """Handle a frame of every day; return where the next one starts, 0 when this one has to take the long way."""
-        match = _USUAL(data, position)
+        match = USUAL(data, position)
         if match is None:
             return 0
         identifier, paths, heads, early, start, end, total, late, answered = match.groups()
@@ -189,10 +200,10 @@ class MsrpHandler(Timed):
         route = self.routes.get(paths)
         if route is None or not route.valid or now >= route.expires_at or route.refused:
             return 0
-        stop = _expect_end(data, body_at, start, end) if len(end) > 3 else find_line(data, body_at)
+        stop = expect_end(data, body_at, start, end) if len(end) > 3 else find_line(data, body_at)
         after = stop + _END + len(identifier)
         flag = data[after : after + 3]
-        if stop < 0 or flag not in _FLAGS or not data.startswith(identifier, stop + _END):
+        if stop < 0 or flag not in FLAGS or not data.startswith(identifier, stop + _END):
             return 0
         length = stop - body_at
         outbox = route.outbox
@@ -200,7 +211,7 @@ class MsrpHandler(Timed):
             outbox.lanes or outbox.connecting or not outbox.connection.writable
             or len(outbox.pending) >= PENDING_LIMIT
             or length > (route.star_limit if end == b"*" else route.whole_limit)
-            or ((start != b"1" or end not in (total, b"*")) and not _is_plausible(start, end, total))
+            or ((start != b"1" or end not in (total, b"*")) and not is_plausible(start, end, total))
         ):  # fmt: skip
             return 0
         if self.relay.frame_hook is not None and self.relay.frame_hook(self, None, data, position, body_at, stop, now):
@@ -224,7 +235,7 @@ class MsrpHandler(Timed):
         stats.octets += length
         mode = early or late or b"yes"
         if mode != b"no":
-            outbox.pending[ours] = (outbox.queued, route, heads, 0, length, _FLAGS[flag], None)
+            outbox.pending[ours] = (outbox.queued, route, heads, 0, length, FLAGS[flag], None)
             if not outbox.outstanding.ticking:
                 outbox.outstanding.start_ticking(now)
         if mode == b"yes":
@@ -235,7 +246,7 @@ class MsrpHandler(Timed):
         else:
             stats.unanswered += 1
             if mode == b"no" and self.relay.account is not None:
-                self.relay.account.settle((0, route, heads, 0, length, _FLAGS[flag], None), 0, now)
+                self.relay.account.settle((0, route, heads, 0, length, FLAGS[flag], None), 0, now)
         return after + 3
 
     def _confirm(self, identifier: bytes, to_path_line: bytes, now: float) -> bool:
@@ -466,6 +477,8 @@ class MsrpHandler(Timed):
             if now - self.connection.opened_at >= HEAD_TIMEOUT_S:
                 self.close("no_success")
                 return
+        if self.reader.whole:
+            self.reader.promote(now)
         rest, streaming = self.reader.rest, self.reader.state == STREAMING
         if not rest and not streaming:
             return
@@ -477,23 +490,3 @@ class MsrpHandler(Timed):
             self.close(reason)
         else:
             self.relay.wheel.start(self, max(due, now + 1))
-
-
-def _expect_end(data: bytes, body_at: int, start: bytes, end: bytes) -> int:
-    """Find where the body stops, the first end-line of any id, looking first where Byte-Range says."""
-    if end.isdigit():
-        expected = body_at + int(end) - int(start) + 1
-        if expected >= len(data):
-            return -1
-        # Backwards is two times faster, and no end-line before the expected one makes that the first.
-        if data.startswith(END_LINE, expected) and data.rfind(END_LINE, body_at, max(expected + _END - 1, body_at)) < 0:
-            return expected
-    return find_line(data, body_at)
-
-
-def _is_plausible(start: bytes, end: bytes, total: bytes) -> bool:
-    first = int(start)
-    if end == b"*":
-        return total == b"*" or first - 1 <= int(total)
-    last = int(end)
-    return last >= first - 1 and (total == b"*" or last <= int(total))
