@@ -27,7 +27,7 @@ log = logging.getLogger("edge.conn")
 
 Address = tuple[str, int]
 
-TURN_OCTETS = 16384  # about five milliseconds of the smallest SIP messages
+TURN_OCTETS = 8192  # twice as many are about five milliseconds of the smallest SIP messages
 _LOOKS = 8  # so often in `idle_timeout` it is asked whether octets left, in `stall_timeout` whether any still wait
 
 
@@ -129,7 +129,7 @@ class Connection(Timed):
         self.sent_at = 0.0  # when such a look found that octets had left since the one before
         self.uses = 0  # open server transactions; counted here, owned above
         self.registered = 0  # registrations and MSRP sessions that live here; counted, not owned
-        self.turn_octets = TURN_OCTETS  # most a handler gets in one turn of the loop
+        self.turn_octets = TURN_OCTETS  # a handler gets less than twice as many in one turn of the loop
         self.closed = False
         self.writable = True
         self.outgoing = False

@@ -94,7 +94,7 @@ class StreamConnection(Connection):
         self.octets_in += len(data)
         if self.closed:
             return
-        if len(data) > self.turn_octets or self._rest:
+        if len(data) > self.turn_octets or self._rest or self._turn_due:
             self._take_turns(data)
             return
         table.begin_read()
@@ -108,7 +108,7 @@ class StreamConnection(Connection):
 
         uvloop would read on as long as there is something, 32 times 256 KB in a row: seconds for everybody else.
         """
-        if self._rest:
+        if self._rest or self._turn_due:
             self._rest += data
             return
         self._rest = data
@@ -118,13 +118,11 @@ class StreamConnection(Connection):
     def _take_turn(self) -> None:
         """Hand over what one turn allows; whoever holds this connection holds the rest too."""
         self._turn_due = False
-        if self._pauses > 1 and not self.closed:
-            return
-        self._hand_over(self.turn_octets)
-        if self._rest:
-            self._schedule_turn()
-        else:
+        if not self._rest:
             self.resume_reading()
+        elif self._pauses == 1 or self.closed:
+            self._hand_over(self.turn_octets)
+            self._schedule_turn()
 
     def _schedule_turn(self) -> None:
         if not self._turn_due:
@@ -132,9 +130,9 @@ class StreamConnection(Connection):
             self.table.loop.call_soon(self._take_turn)
 
     def _hand_over(self, octets: int) -> None:
-        """Hand over at most so many of the octets that wait; those of a connection that has ended are dropped."""
-        piece = self._rest[:octets]
-        self._rest = self._rest[octets:]
+        """Hand over so many of the octets that wait, or all if there are less than twice as many."""
+        rest = self._rest
+        piece, self._rest = (rest, b"") if len(rest) < 2 * octets else (rest[:octets], rest[octets:])
         if self.closed:
             self._rest = b""
             return
