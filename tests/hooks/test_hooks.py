@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -279,6 +280,28 @@ async def test_a_request_is_signed_over_timestamp_and_body(receiver: Receiver, d
     assert headers["Content-Type"] == "application/json"
     assert (headers["X-Edge-Event"], headers["X-Edge-Id"]) == ("connection.failed", "boot-1")
     assert json.loads(body)["reason"] == "stalled"
+
+
+async def test_what_the_documentation_has_a_receiver_check_is_right_for_ours_and_wrong_for_others(
+    receiver: Receiver, dispatcher: Any
+) -> None:
+    page = (ROOT / "docs" / "events.md").read_text()
+    code = re.search(r"^    (expected = .*\n    if .*:)\n        \.\.\.", page, re.MULTILINE)
+    assert code is not None
+    check = "def refuses(secret, timestamp, body, signature):\n" + "".join(
+        f"    {line.strip()}\n" for line in code[1].splitlines()
+    ).replace(":\n", ":\n        return True\n")
+    names: dict[str, Any] = {"hmac": hmac, "time": time}
+    exec(check + "    return False\n", names)
+    own = dispatcher(url=receiver.url, secret="s3cret")
+    own.receive(FAILED)
+    await ended(own)
+    ((headers, body),) = receiver.requests
+    timestamp, signature = headers["X-Edge-Timestamp"], headers["X-Edge-Signature"]
+    assert not names["refuses"](b"s3cret", timestamp, body, signature)
+    assert names["refuses"](b"other", timestamp, body, signature)
+    assert names["refuses"](b"s3cret", timestamp, body + b" ", signature)
+    assert names["refuses"](b"s3cret", str(int(timestamp) - 1000), body, signature)
 
 
 async def test_a_request_is_repeated_until_it_is_taken(receiver: Receiver, dispatcher: Any) -> None:

@@ -19,6 +19,8 @@ from tests.interop.conftest import LOOPBACK, StartProgram
 from tests.interop.conversations import COMMON, EXPIRES, NAMES, PASSWORD, Record, play
 from tests.interop.documented import README, read_example
 from tests.interop.programs import needs
+from tests.interop.test_msrp import chat, endpoint, start_kamailio
+from tests.ua.msrp import MsrpEndpoint
 
 pytestmark = [
     pytest.mark.interop,
@@ -52,6 +54,8 @@ def compare(theirs: Record, ours: Record) -> list[Difference]:
                     for what in {**left[kind], **right[kind]}
                     if left[kind].get(what) != right[kind].get(what)
                 ]
+                order = [what for what in left[kind] if what in right[kind]]
+                assert order == [what for what in right[kind] if what in left[kind]], f"{place}: another order"
     return found
 
 
@@ -171,3 +175,16 @@ async def test_the_same_conversations_get_the_same_answers(
     assert sum(map(len, ours.values())) > 20
     explained = {explain(difference) for difference in compare(theirs, ours)}
     assert explained == EXPLAINED.keys() - not_shown
+
+
+@pytest.mark.parametrize("module", ["msrp_htable:Htable", "msrp_cmap:Cmap"])
+async def test_the_examples_relay_a_chat_with_kamailio_as_the_second_relay(
+    module: str, start: StartProgram, edge_server: EdgeServerFactory, tmp_path: Path
+) -> None:
+    port, second = start_example(edge_server, module, 60, 86400), free_port()
+    start_kamailio(start, tmp_path, second, port)
+    async with MsrpEndpoint("alice", PASSWORD, relay=("127.0.0.1", port)) as alice, endpoint("bob", second) as bob:
+        bob.algorithms = ("MD5",)
+        await alice.auth()
+        await bob.auth()
+        await chat(alice, bob)
