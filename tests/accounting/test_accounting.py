@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sqlite3
 import subprocess
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -233,6 +235,40 @@ async def test_a_full_disk_holds_nobody_up_is_counted_and_is_over_when_there_is_
     assert len(await written(server, "registration", 6)) == 6
     await eventually(lambda: server.metrics().value("edge_accounting_healthy") == 1)
     assert server.metrics().value("edge_accounting_waiting") == 0
+
+
+async def test_a_database_that_is_away_keeps_nobody_from_registering_and_the_end_says_what_is_lost(
+    edge_server: EdgeServerFactory,
+) -> None:
+    url = f"postgresql://edge:hunter2@127.0.0.1:{free_port()}/edge"
+    server = edge_server(config(url=url), USERS)
+    await register(server, 2)
+    await eventually(lambda: server.metrics().value("edge_accounting_healthy") == 0, 10)
+    await register(server, 1)
+    assert server.metrics().value("edge_accounting_waiting") == 6
+    assert server.admin_status("/readyz") == 200
+    assert server.stop() == 0
+    assert "storage down part=accounting" in server.log_text()
+    assert "accounting records lost count=6" in server.log_text()
+    assert "hunter2" not in server.log_text()
+
+
+async def test_a_database_somebody_has_locked_gets_every_record_once_when_it_is_free(
+    edge_server: EdgeServerFactory,
+) -> None:
+    server = edge_server(config(url="sqlite:///acc.db", records=["registration"]), USERS)
+    await register(server, 1)
+    await eventually(lambda: server.metrics().value("edge_accounting_waiting") == 0, 10)
+    with closing(sqlite3.connect(server.directory / "acc.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        await register(server, 2)  # nobody waits for the lock
+        assert server.metrics().value("edge_accounting_waiting") == 4
+        other.execute("ROLLBACK")
+        await eventually(lambda: server.metrics().value("edge_accounting_waiting") == 0, 30)
+        assert server.metrics().value("edge_accounting_healthy") == 1
+        rows = other.execute("SELECT id, aor, reason FROM accounting ORDER BY started").fetchall()
+    assert [reason for _, _, reason in rows] == ["added", "removed"] * 3
+    assert len({row for row, _, _ in rows}) == 6
 
 
 async def test_a_file_is_rotated_by_size_and_so_many_are_kept(edge_server: EdgeServerFactory) -> None:
