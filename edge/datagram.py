@@ -33,8 +33,8 @@ _OCTETS_IN_A_ROW = 32768
 _SOCKET_BUFFER = 4 * 1024 * 1024
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
-_ICMP_UNREACHABLE = 3
-_ICMP6_UNREACHABLE = 1
+_ICMP_FAILURES = (3, 12)  # unreachable, parameter problem (RFC 792)
+_ICMP6_FAILURES = (1, 4)  # (RFC 4443 §3.1, §3.4)
 
 
 class DatagramHandler(Handler, Protocol):
@@ -249,8 +249,8 @@ def _prepare(sock: socket.socket) -> None:
 
 
 def _is_unreachable(data: bytes) -> bool:
-    """Whether an error queue entry says unreachable; TTL exceeded and source quench do not count."""
+    """Whether an error queue entry says that datagrams do not arrive; TTL exceeded and source quench do not count."""
     if len(data) < 8:
         return False
     origin, kind = data[4], data[5]  # struct sock_extended_err: errno (4), origin, type, code …
-    return (origin == 2 and kind == _ICMP_UNREACHABLE) or (origin == 3 and kind == _ICMP6_UNREACHABLE)
+    return (origin == 2 and kind in _ICMP_FAILURES) or (origin == 3 and kind in _ICMP6_FAILURES)

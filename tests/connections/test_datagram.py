@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Self
 
@@ -154,6 +156,60 @@ def test_an_unreachable_peer_fails_its_flow_and_nobody_elses(
             assert here.table.flows == 1
             assert here.table.failed_by_reason == {"unreachable": 3}
             assert here.table.datagrams["unreachable"] == 3
+
+    run(loop, body, host)
+
+
+def quoted(source: tuple[str, int], target: tuple[str, int]) -> bytes:
+    """The start of a datagram from `source` to `target`, as an ICMP error gives it back (RFC 792, RFC 4443 §3)."""
+    ports = struct.pack("!HHHH", source[1], target[1], 8, 0)
+    if ":" in source[0]:
+        addresses = [socket.inet_pton(socket.AF_INET6, address) for address, _ in (source, target)]
+        return struct.pack("!IHBB", 6 << 28, 8, socket.IPPROTO_UDP, 64) + b"".join(addresses) + ports
+    addresses = [socket.inet_aton(address) for address, _ in (source, target)]
+    return struct.pack("!BBHHHBBH", 0x45, 0, 28, 0, 0, 64, socket.IPPROTO_UDP, 0) + b"".join(addresses) + ports
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071) of an even number of octets."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def send_icmp(host: str, kind: int, about: bytes) -> None:
+    """Send an ICMP error; the kernel fills in the checksum of version 6 alone."""
+    if ":" in host:
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.getprotobyname("ipv6-icmp")) as raw:
+            raw.sendto(struct.pack("!BBHI", kind, 0, 0, 0) + about, (host, 0))
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        mark = checksum(struct.pack("!BBHI", kind, 0, 0, 0) + about)
+        raw.sendto(struct.pack("!BBHI", kind, 0, mark, 0) + about, (host, 0))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may send ICMP errors")
+@pytest.mark.requirement("SIP-TRP-11")
+@LOOPS
+@pytest.mark.parametrize(("host", "ignored", "counts"), [("127.0.0.1", (4, 11), 12), ("::1", (3,), 4)])
+def test_rfc3261_18_4_a_parameter_problem_is_a_failure_and_an_exceeded_ttl_is_none(
+    loop: Callable[[], asyncio.AbstractEventLoop], host: str, ignored: tuple[int, ...], counts: int
+) -> None:
+    async def body(here: World, port: UdpPort, recorder: Recorder) -> None:
+        recorder.on_data = lambda connection, data: connection.send(b"answer")
+        with Peer(address_of(port)) as one, Peer(address_of(port)) as other:
+            for peer in (one, other):
+                peer.send(SIP)
+                await peer.read()
+            for kind in ignored:
+                send_icmp(host, kind, quoted(address_of(port), one.local))
+            send_icmp(host, counts, quoted(address_of(port), other.local))
+            await eventually(lambda: recorder.lost)
+            assert port.known_flow(*other.local) is None
+            assert port.known_flow(*one.local) is not None
+            one.send(SIP)
+            assert await one.read() == b"answer"
+            assert recorder.lost == ["unreachable"]
 
     run(loop, body, host)
 

@@ -73,6 +73,17 @@ def test_other_schemes_are_answered_with_our_challenge(value: str) -> None:
     assert log_in(counter, wire, data).status == 200
 
 
+@pytest.mark.requirement("SIP-AUT-04")
+def test_a_right_digest_under_another_scheme_is_none() -> None:
+    counter, data = Counter(users=USERS), register(BOB)
+    wire = counter.wire()
+    right = with_credentials(data, counter.ask(wire, data), "bob", "secret")
+    for scheme in (b"Basic", b"Digest2", b"Bearer"):
+        other = right.replace(b"Authorization: Digest ", b"Authorization: %b " % scheme)
+        assert counter.ask(wire, other.replace(b";branch=", b";branch=z9hG4bK" + scheme)).status == 401
+    assert counter.ask(wire, right).status == 200
+
+
 @pytest.mark.requirement("SIP-AUT-05")
 def test_a_row_for_each_algorithm_strongest_first() -> None:
     answer = Counter(users=USERS).register(None, BOB)

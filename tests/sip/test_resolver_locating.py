@@ -184,6 +184,24 @@ def test_rfc3263_4_1_sips_keeps_only_sips_services() -> None:
     assert places(located) == [(TLS, "192.0.2.1", 5061)]
 
 
+@pytest.mark.requirement("SIP-DNS-09", "SIP-TLS-03")
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        (b"sips:Example.com", "example.com"),
+        (b"sips:example.com.;transport=tcp", "example.com"),
+        (b"sip:example.com:5071;transport=tls", "example.com"),
+        (b"sips:example.com;maddr=192.0.2.9", "example.com"),
+        (b"sips:example.com;maddr=other.example", "example.com"),
+        (b"sips:192.0.2.4", "192.0.2.4"),
+    ],
+)
+def test_rfc5922_7_3_a_certificate_is_to_name_the_host_of_the_uri_wherever_that_leads(uri: bytes, name: str) -> None:
+    zone = {**NAPTR_EXAMPLE, ("example.com", "A"): a("192.0.2.8"), ("other.example", "A"): a("192.0.2.9")}
+    located, _ = run(uri, zone)
+    assert {destination.server_name for destination in located.destinations} == {name}
+
+
 def test_naptr_that_leads_nowhere_makes_way_for_the_next_order() -> None:
     zone = dict(NAPTR_EXAMPLE)
     del zone[("_sips._tcp.example.com", "SRV")]
