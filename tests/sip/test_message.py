@@ -175,6 +175,22 @@ def test_rfc3261_7_3_3_compact_names_do_all_that_long_ones_do(desk: Desk) -> Non
     assert rows(answer)[1].startswith(b"V: SIP/2.0/UDP first.example;branch=z9hG4bKcompact;rport=")
 
 
+@pytest.mark.requirement("SIP-MSG-08")
+@pytest.mark.parametrize("supported", [b"Supported", b"k", b"K", b"SUPPORTED"])
+@pytest.mark.parametrize("contact", [b"Contact", b"m", b"M", b"CONTACT"])
+def test_rfc3261_7_3_3_a_registration_may_be_written_with_compact_names(
+    desk: Desk, supported: bytes, contact: bytes
+) -> None:
+    (granted,) = desk.send(
+        register(
+            supported + b": path, outbound",
+            contact + b': <sip:carol@h.example>;reg-id=1;+sip.instance="<urn:uuid:0>"',
+        )
+    )
+    assert b"Require: outbound" in rows(granted)
+    assert any(row.startswith(b"Contact: <sip:carol@h.example>") and b"reg-id=1" in row for row in rows(granted))
+
+
 @pytest.mark.requirement("SIP-MSG-09")
 def test_rfc3261_7_3_1_a_fold_belongs_to_the_line_above_whatever_it_looks_like(desk: Desk) -> None:
     folded = b"Subject: a\r\n Route: <sip:evil.example;lr>\r\n\tVia: x"
@@ -235,6 +251,12 @@ def test_rfc3261_16_7_of_a_list_only_our_via_is_taken_off(desk: Desk) -> None:
     )
     (answer,) = desk.reply(joined)
     assert [row for row in rows(answer) if row.lower().startswith(b"via")] == [theirs]
+    several = desk.relay(sip(MESSAGE, b"v: SIP/2.0/UDP b.example;branch=z9hG4bKb", b"Via: SIP/2.0/UDP c.example"))
+    vias = [row.partition(b": ")[2] for row in rows(several) if row.lower().startswith((b"v:", b"via"))]
+    lines = [row for row in rows(answer_line_by_line(several, b"SIP/2.0 200 OK")) if not row.lower().startswith(b"v")]
+    (answer,) = desk.reply(b"\r\n".join([lines[0], b"Via: " + b",".join(vias), *lines[1:-1], b"", b""]))
+    left = b",".join(row.partition(b": ")[2] for row in rows(answer) if row.lower().startswith(b"v"))
+    assert left.replace(b", ", b",") == b",".join(vias[1:])
 
 
 @pytest.mark.requirement("SIP-MSG-10")

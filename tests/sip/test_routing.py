@@ -334,3 +334,27 @@ def test_rfc3261_18_2_1_and_rfc3581_4_the_top_via_says_what_the_socket_saw(
     assert message.all("Via")[1] == filled(passed)
     rig.give(bob, answer(message, 200))
     assert caller.responses()[-1].all("Via") == [filled(passed)]
+
+
+@pytest.mark.requirement("SIP-MSG-29", "SIP-TRP-01")
+@pytest.mark.parametrize(
+    ("sent", "passed"),
+    [
+        ("h.example;branch=B;rport", "h.example;branch=B;rport=40112;received=2001:db8::5"),
+        ("h.example:40112;branch=B", "h.example:40112;branch=B;received=2001:db8::5"),
+        ("[2001:db8::5]:40112;branch=B", "[2001:db8::5]:40112;branch=B"),
+        ("[2001:DB8:0::5]:40112;branch=B", "[2001:DB8:0::5]:40112;branch=B"),
+        ("[2001:db8::6]:40112;branch=B", "[2001:db8::6]:40112;branch=B;received=2001:db8::5"),
+        (
+            "[2001:db8::5];rport=9;received=[2001:db8::9];branch=B",
+            "[2001:db8::5];branch=B;rport=40112;received=2001:db8::5",
+        ),
+    ],
+)
+def test_rfc5118_4_5_received_of_ipv6_is_written_without_brackets(sent: str, passed: str) -> None:
+    rig = Rig()
+    bob, caller = rig.register("bob"), rig.wire(Transport.UDP, ("2001:db8::5", 40112))
+    via = f"SIP/2.0/UDP {sent}".replace("=B", "=z9hG4bKsix")
+    rig.give(caller, request("MESSAGE", "sip:bob@example.com", via=via))
+    (message,) = bob.requests("MESSAGE")
+    assert message.all("Via")[1] == f"SIP/2.0/UDP {passed}".replace("=B", "=z9hG4bKsix")
