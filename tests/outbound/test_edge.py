@@ -367,6 +367,16 @@ def test_rfc5626_5_3_1_a_token_leads_to_its_flow_whatever_the_request_uri_says(r
     assert rig.asked == []
 
 
+@pytest.mark.requirement("OB-EDLG-06")
+def test_rfc5626_5_3_1_the_token_that_led_to_a_flow_is_recorded_where_none_is_forced_too(rig: Rig, core: Wire) -> None:
+    client = rig.wire(Transport.UDP)
+    token = rig.core.flows.token_of(client).decode()
+    rig.give(core, incoming(rig, client))
+    (invite,) = client.requests("INVITE")
+    core_side = "<sip:edge.example:5060;transport=tcp;lr>"
+    assert invite.values("Record-Route") == [f"<sip:{token}@edge.example:5060;lr>", core_side]
+
+
 @pytest.mark.requirement("OB-FAIL-01", "OB-RTE-03")
 def test_rfc5626_5_3_1_a_flow_that_is_gone_is_430_and_is_not_dialled(rig: Rig, core: Wire) -> None:
     client = rig.wire()

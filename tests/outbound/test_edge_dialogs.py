@@ -252,6 +252,15 @@ def test_worked_example_7_an_update_of_the_client_goes_outward_octet_by_octet() 
 
 
 @pytest.mark.requirement("OB-EDLG-08")
+def test_rfc5626_5_3_another_flow_from_the_same_address_and_port_is_another_flow() -> None:
+    rig, core = edge()
+    tcp, udp = (rig.wire(kind, remote=("203.0.113.77", 40112)) for kind in (Transport.TCP, Transport.UDP))
+    rig.give(tcp, example(E7_IN, token_of(rig, udp)))
+    assert only(udp, "UPDATE").uri == "sip:ravi@198.51.100.44:5060"
+    assert core.requests() == []
+
+
+@pytest.mark.requirement("OB-EDLG-08")
 def test_rfc5626_5_3_the_same_request_from_the_core_goes_to_the_flow_of_the_token() -> None:
     rig, core = edge()
     tove = rig.wire(remote=("203.0.113.77", 40113))

@@ -21,12 +21,14 @@ def sent(connection: StreamConnection) -> bytes:
     return data
 
 
+@pytest.mark.requirement("OB-KA-01")
 def test_rfc5626_4_4_1_double_crlf_is_answered_by_one_crlf(stream: StreamConnection) -> None:
     keepalive = StreamKeepalive()
     assert keepalive.skip(stream, b"\r\n\r\n", 0.0) == 4
     assert sent(stream) == b"\r\n"
 
 
+@pytest.mark.requirement("OB-KA-03")
 @pytest.mark.parametrize("step_s", [0.0, 0.2])
 def test_a_ping_octet_by_octet(stream: StreamConnection, step_s: float) -> None:
     keepalive, buffer = StreamKeepalive(), b""
@@ -36,6 +38,7 @@ def test_a_ping_octet_by_octet(stream: StreamConnection, step_s: float) -> None:
     assert (buffer, sent(stream)) == (b"", b"\r\n")
 
 
+@pytest.mark.requirement("OB-KA-03")
 @pytest.mark.parametrize("crlfs, pongs", [(1, 0), (2, 1), (3, 1), (6, 3), (1000, 64)])
 def test_pings_in_one_read_in_front_of_a_message(stream: StreamConnection, crlfs: int, pongs: int) -> None:
     keepalive = StreamKeepalive()
@@ -68,6 +71,7 @@ def test_what_is_no_keepalive_stays(stream: StreamConnection, data: bytes) -> No
     assert sent(stream) == b""
 
 
+@pytest.mark.requirement("OB-KA-03")
 def test_pings_of_a_peer_that_does_not_read_get_one_pong_when_there_is_room(stream: StreamConnection) -> None:
     keepalive = StreamKeepalive()
     stream.writable = False

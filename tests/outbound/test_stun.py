@@ -80,11 +80,12 @@ def test_a_repeated_request_gets_the_same_answer() -> None:
     assert answer(REQUEST, V4) == answer(REQUEST, V4)
 
 
-@pytest.mark.requirement("OB-KA-11")
+@pytest.mark.requirement("OB-KA-11", "OB-KA-09")
 @pytest.mark.parametrize(
     "datagram",
     [
         REQUEST[:4] + b"\x00\x00\x00\x00" + REQUEST[8:],
+        REQUEST[:2] + b"\x00\x08" + b"\x00\x00\x00\x00" + REQUEST[8:] + bytes.fromhex("80220003616263ff"),
         build(b"\x80\x22\x00\x08abcd"),
         REQUEST[:2] + b"\x00\x04" + REQUEST[4:],
         REQUEST + b"\x00\x00\x00\x00",

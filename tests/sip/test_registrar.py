@@ -8,7 +8,8 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from edge.connections import Transport
-from tests.sip.registering import BOB, INSTANCE, Counter, flow_contact, register
+from edge.sip.keeper import BindingKeeper
+from tests.sip.registering import BOB, INSTANCE, Counter, Shelf, flow_contact, register
 from tests.ua.sip_message import Response, header_parameter
 
 PROXY = ("198.51.100.200", 5060)
@@ -401,6 +402,25 @@ def test_devices_and_their_flows_are_counted_apart() -> None:
     assert counter.register(None, "*", expires=0).status == 200
     assert registered(1, "urn:x:2") == 200
     assert registered(1, "urn:x:2") == 200
+
+
+@pytest.mark.requirement("OB-LIM-01")
+def test_whoever_is_there_may_come_back_also_where_the_limit_is_lower_by_now() -> None:
+    shelf = Shelf()
+
+    def register_over_an_edge(counter: Counter, reg_id: int, instance: str) -> int:
+        contact = flow_contact(reg_id, instance=instance)
+        return counter.register(counter.wire(remote=PROXY), contact, supported=OUTBOUND, hops=2, path=[PATH]).status
+
+    before = Counter(shelf=shelf, sip=EDGES)
+    assert [register_over_an_edge(before, 1, f"urn:x:{number}") for number in range(3)] == [200] * 3
+    after = Counter(shelf=shelf, sip=EDGES, limits={"bindings_per_aor": 2})
+    keeper = after.stack.keeper
+    assert isinstance(keeper, BindingKeeper)
+    assert keeper.restore(after.location) == (3, 0)
+    assert register_over_an_edge(after, 1, "urn:x:2") == 200
+    assert register_over_an_edge(after, 2, "urn:x:2") == 200
+    assert register_over_an_edge(after, 1, "urn:x:3") == 403
 
 
 @pytest.mark.requirement("OB-LIM-03", "SIP-REG-11")
