@@ -141,6 +141,35 @@ def test_rfc5626_5_3_1_a_dead_flow_of_nobody_is_430(home: Home) -> None:
     assert home.caller.statuses("BYE") == [430]
 
 
+@pytest.mark.requirement("OB-EDLG-11")
+@pytest.mark.parametrize(
+    ("one", "other"), [(Transport.TCP, Transport.TCP), (Transport.UDP, Transport.UDP), (Transport.UDP, Transport.TCP)]
+)
+def test_rfc5626_5_3_a_call_between_two_of_our_flows_has_a_token_for_each_side(
+    one: Transport, other: Transport
+) -> None:
+    """Contacts that lead nowhere: whatever either side sends within the dialog takes the flow of the other."""
+    rig = Rig(outbound={"force": "all"})
+    alice, bob = (rig.register(user, rig.wire(kind), contact=f"sip:{user}@nowhere.invalid") for user, kind in
+                  (("alice", one), ("bob", other)))  # fmt: skip
+    tokens = [rig.core.flows.token_of(wire).decode() for wire in (bob, alice)]
+    rig.give(alice, request("INVITE", "sip:bob@example.com", Contact="<sip:alice@nowhere.invalid>"))
+    (invite,) = bob.requests("INVITE")
+    recorded = invite.values("Record-Route")
+    assert [value.partition("@")[0] for value in recorded] == [f"<sip:{token}" for token in tokens]
+    rig.give(bob, answer(invite, 200, extra=(("Contact", "<sip:bob@nowhere.invalid>"),)))
+    assert alice.statuses("INVITE") == [100, 200]
+    for sender, receiver, routes in ((alice, bob, recorded[::-1]), (bob, alice, recorded)):
+        whom = "bob" if receiver is bob else "alice"
+        for method in ("ACK", "INVITE", "BYE"):
+            receiver.take()
+            tag = f"<sip:{whom}@example.com>;tag=b1"
+            rig.give(sender, request(method, f"sip:{whom}@nowhere.invalid", to=tag, Route=", ".join(routes)))
+            (arrived,) = receiver.requests(method)
+            assert (arrived.uri, arrived.all("Route")) == (f"sip:{whom}@nowhere.invalid", [])
+    assert rig.asked == []
+
+
 @pytest.mark.requirement("OB-RTE-06")
 @pytest.mark.parametrize("datagram_first", [True, False])
 def test_rfc5626_13_a_large_request_for_a_user_takes_a_stream_of_the_device(home: Home, datagram_first: bool) -> None:
