@@ -173,6 +173,16 @@ class Outbox:
             self._close_piece(b"#")
         self._forget(stream)
 
+    def rest_of(self, route: Route, message_id: bytes) -> list[OutStream]:
+        """Find the streams of one message, in one session and direction, that have octets here or still get some."""
+        return [
+            stream
+            for stream in self.streams
+            if stream.head.message_id == message_id
+            and stream.route.session is route.session
+            and stream.route.outbound == route.outbound
+        ]
+
     def _forget(self, stream: OutStream) -> None:
         self.streams.pop(stream, None)
         lane = self.lanes.get(stream.lane)

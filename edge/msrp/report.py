@@ -13,6 +13,7 @@ a mark of 30 seconds was not answered in time.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edge.msrp.frame import Head, StartLine, build_report, encode_byte_range
@@ -147,9 +148,13 @@ class Reporter:
         if message_id:
             route.session.refuse(route.outbound, message_id)
         self._relay.stats.count_refusal(code)
-        self._signal([entry], code, comment, now)
-        if stream is not None and stream in route.outbox.streams:
-            route.outbox.abort(stream)
+        if stream is not None and stream is route.outbox.open and entry[3] == stream.piece_start:
+            # refused before its end: so much of it has left
+            entry = (entry[0], route, entry[2], entry[3], stream.piece, entry[5], stream)
+        rest = route.outbox.rest_of(route, message_id) if message_id else []
+        self._signal([entry], code, comment, now, rest)
+        for other in rest:
+            route.outbox.abort(other)
 
     def handle_silence(self, entries: list[Sent | Forwarded], now: float) -> None:
         """The next hop did not answer in time. With `partial` that is no failure (RFC 4975 §7.1.2)."""
@@ -181,29 +186,39 @@ class Reporter:
         else:
             entry.requester.connection.release_use()
 
-    def _signal(self, entries: list[Sent], code: int, comment: bytes, now: float) -> None:
-        """Give each failed chunk its one signal: a response while its sender still sends it, else a REPORT."""
+    def _signal(
+        self, entries: list[Sent], code: int, comment: bytes, now: float, rest: Sequence[OutStream] = ()
+    ) -> None:
+        """Give each failed chunk its one signal: a response while its sender still sends it, else a REPORT.
+
+        `rest` are the streams of which nothing more is written.
+        """
         failures: list[_Failure] = []
         for entry in entries:
             stream = entry[6]
             if stream is not None and not stream.flag and not stream.failed:
                 stream.route.source.fail_chunk(stream, code, comment)
             if stream is None or not stream.failed:
-                failure = _Failure.of(entry)
-                if not failures or not failures[-1].extend(failure):
-                    failures.append(failure)
+                _join(failures, _Failure.of(entry))
+        for stream in rest:
+            if not stream.flag and not stream.failed:
+                stream.route.source.fail_chunk(stream, 413, b"Stop")
+            self._settle_rest(stream, code, now)
+            if failure := _Failure.of_rest(stream):
+                _join(failures, failure)
         for failure in failures:
             self._report(failure, code, comment, now)
 
     def report_rest(self, stream: OutStream, code: int, comment: bytes, now: float) -> None:
         """Octets of a chunk that we took over (200) and could not write."""
+        self._settle_rest(stream, code, now)
+        if failure := _Failure.of_rest(stream):
+            self._report(failure, code, comment, now)
+
+    def _settle_rest(self, stream: OutStream, code: int, now: float) -> None:
         if stream.size and self._relay.account is not None:
             entry = (0, stream.route, stream.head.rest, stream.position, stream.size, stream.flag == b"$", stream)
             self._relay.account.settle(entry, code, now)
-        if stream.size and stream.head.failure_report != b"no" and not stream.failed:
-            end = stream.position + stream.size - 1
-            failure = _Failure(stream.route, stream.head, stream.position, end, stream.flag == b"$")
-            self._report(failure, code, comment, now)
 
     def _report(self, failure: _Failure, code: int, comment: bytes, now: float) -> None:
         source = self._relay.reachable(failure.route.source)
@@ -244,6 +259,14 @@ class _Failure:
         start = entry[3] or (head.range.start if head.range else 1)
         return cls(entry[1], head, start, start + max(entry[4], 0) - 1, entry[5])
 
+    @classmethod
+    def of_rest(cls, stream: OutStream) -> _Failure | None:
+        """What of a chunk was taken over and not written; None where there is nothing, or nobody to tell."""
+        if not stream.size or stream.failed or stream.head.failure_report == b"no":
+            return None
+        end = stream.position + stream.size - 1
+        return cls(stream.route, stream.head, stream.position, end, stream.flag == b"$")
+
     def extend(self, other: _Failure) -> bool:
         """Take neighbouring octets of the same message in, if that is what `other` is."""
         if other.route is not self.route or other.start != self.end + 1 or self.final:
@@ -252,6 +275,11 @@ class _Failure:
             return False
         self.end, self.final = other.end, other.final
         return True
+
+
+def _join(failures: list[_Failure], failure: _Failure) -> None:
+    if not failures or not failures[-1].extend(failure):
+        failures.append(failure)
 
 
 def _read(entry: Sent) -> Head:

@@ -37,6 +37,14 @@ def parse_frames(data: bytes) -> list[Parsed]:
     return frames
 
 
+def parse_first(data: bytes) -> tuple[Parsed, bytes] | None:
+    """Cut the first frame off, None while it is not whole; returns it and what follows."""
+    try:
+        return _parse_one(data)
+    except ValueError:
+        return None
+
+
 def _parse_one(data: bytes) -> tuple[Parsed, bytes]:
     line, found, rest = data.partition(b"\r\n")
     words = line.decode().split(" ", 2)

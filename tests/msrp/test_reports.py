@@ -239,6 +239,40 @@ def test_a_refusal_while_the_chunk_arrives_is_its_answer() -> None:
     assert pair.frames() == []
 
 
+@pytest.mark.requirement("MSRP-SEND-14", "MSRP-RPT-06", "MSRP-RPT-12")
+@pytest.mark.parametrize("mode", ["yes", "absent", "partial"])
+def test_what_waits_of_a_refused_message_is_dropped_and_reported_with_it(mode: str) -> None:
+    pair = Pair()
+    extra = "" if mode == "absent" else f"Failure-Report: {mode}"
+
+    def chunk(first: int, last: int, tid: str, mid: str = "big") -> bytes:
+        body, byte_range = bytes(last - first + 1), f"{first}-{last}/90000"
+        return send(f"{XN} {PABLO}", NORA, body, tid=tid, mid=mid, flag="+", byte_range=byte_range, extra=extra)
+
+    first = chunk(1, 50_000, "tid00001")
+    pair.nora.receive(first[:30_000])
+    pair.pablo.drain()
+    opened = pair.pablo.take()
+    pair.pablo.writable = False
+    pair.nora.handler.receive_data(pair.nora, first[30_000:], 0.0)
+    pair.nora.handler.receive_data(pair.nora, chunk(50_001, 60_000, "tid00002"), 0.0)
+    pair.nora.handler.receive_data(pair.nora, chunk(1, 90_000, "tid00003", "other"), 0.0)
+    running = chunk(60_001, 90_000, "tid00004")
+    pair.nora.handler.receive_data(pair.nora, running[:20_000], 0.0)
+    pair.pablo.receive(answer(opened + b"\r\n", "413 Stop"))
+    pair.nora.handler.receive_data(pair.nora, running[20_000:], 0.0)
+    frames = pair.frames()
+    answers = [(frame.identifier, frame.method[:3]) for frame in frames if frame.method != "REPORT"]
+    oks = [(f"tid0000{number}", "200") for number in (1, 2, 3)] if mode in ("yes", "absent") else []
+    assert answers == [*oks, ("tid00004", "413")]
+    assert reports(frames) == [("1-60000/90000", "000 413 Stop")]
+    pair.pablo.drain()
+    pair.bench.run_turns()
+    end, *others = (opened + pair.pablo.take()).split(b"\r\nMSRP ")
+    assert end.split(b"\r\n-------")[1][16:] == b"#"
+    assert all(b"Message-ID: other" in frame for frame in others)
+
+
 @pytest.mark.requirement("MSRP-RESP-12")
 @pytest.mark.parametrize("code", ["500", "404", "299", "999"])
 def test_any_code_but_200_is_a_failure(code: str) -> None:
