@@ -6,26 +6,31 @@ nonces by a word. Two relays that answer alike leave the same record.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from tests.ua.msrp import AuthFailed, MsrpEndpoint
+from tests.ua.msrp import AuthFailed, MsrpEndpoint, MsrpListener
 from tests.ua.msrp_frame import Frame, build
 
 PASSWORD = "xyz123"  # of everybody in the documented examples
-NAMES = ("alice", "bob", "carol", "dave", "mallory")
+NAMES = ("alice", "bob", "carol", "dave", "frank", "mallory")
 
 Record = dict[tuple[str, str], list[list[str]]]  # (step, who) → frames received, each as its lines
 
 
 @dataclass
 class Stage:
-    """Alice, Bob and Dave, who enrol; Carol, who needs no relay of her own; Mallory, whom this one does not know."""
+    """Alice, Bob, Dave and Frank, who enrol; Carol, who needs no relay of her own; Mallory, whom this one does not know.
+
+    `beyond` stands for another relay, to which this one connects.
+    """
 
     port: int
     people: dict[str, MsrpEndpoint]
+    beyond: MsrpListener
     record: Record = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
 
@@ -46,10 +51,9 @@ class Stage:
         for name, who in self.people.items():
             for number, frame in enumerate(frame for frame in who.sent() if frame.method):
                 self.ids[frame.transaction_id] = f"{name}-{number}"
-        for name, who in self.people.items():
-            self.record[step, name] = [self._lines(frame) for frame in who.received()]
-        for who in self.people.values():
-            who.frames.clear()
+        for name, heard in {**self.people, "beyond": self.beyond}.items():
+            self.record[step, name] = [self._lines(frame) for frame in heard.received()]
+            heard.frames.clear()
 
     def _lines(self, frame: Frame) -> list[str]:
         text = frame.raw.decode()
@@ -57,6 +61,7 @@ class Stage:
         for name, who in self.people.items():
             for uri, mark in ((who.uri, name), *((uri, f"relay/{name}") for uri in who.use_path)):
                 text = text.replace(uri, f"<{mark}>")
+        text = text.replace(self.beyond.uri, "<beyond>")
         text = text.replace(f"msrp://127.0.0.1:{self.port};tcp", "<relay>").replace(f"127.0.0.1:{self.port}", "relay")
         text = re.sub(r'(nonce|opaque|rspauth)="[^"]*"', r'\1="*"', text)
         text = re.sub(r"(Use-Path: msrp://relay)/\S+;tcp", r"\1/*;tcp", text)
@@ -72,13 +77,13 @@ async def play(port: int, steps: dict[str, Callable[[Stage], Awaitable[object]]]
     people = {
         name: MsrpEndpoint(name, PASSWORD, relay=("127.0.0.1", port), algorithms=("MD5",)) for name in NAMES
     }  # fmt: skip
-    stage = Stage(port, people)
     async with AsyncExitStack() as stack:
+        stage = Stage(port, people, await stack.enter_async_context(MsrpListener("beyond")))
         for who in people.values():
             await stack.enter_async_context(who)
         for step, what in steps.items():
             await stage.play(step, what)
-    return stage.record
+        return stage.record
 
 
 # ------------------------------------------------------------------------------------------ the steps
@@ -109,6 +114,17 @@ async def refused(who: MsrpEndpoint, expires: int | None = None) -> None:
         await who.auth(expires)
     except AuthFailed:
         pass
+
+
+async def to_another_relay(stage: Stage) -> None:
+    await stage.frank.auth()
+    path = [*stage.frank.use_path, stage.beyond.uri]
+    answer = asyncio.create_task(stage.frank.request("AUTH", path, [("X-Of", "Frank")]))
+    request = await stage.beyond.next_request()
+    stage.beyond.respond(
+        request, 401, "Unauthorized", headers=[("WWW-Authenticate", 'Digest realm="beyond", nonce="n", qop="auth"')]
+    )
+    await answer
 
 
 async def message(stage: Stage) -> None:
@@ -188,6 +204,7 @@ COMMON: dict[str, Callable[[Stage], Awaitable[object]]] = {
     "AUTH with credentials": enrol,
     "AUTH with a wrong password": wrong_password,
     "AUTH of an unknown user": unknown_user,
+    "AUTH to another relay": to_another_relay,
     "SEND": message,
     "SEND back": answer,
     "SEND from outside": from_outside,
