@@ -460,5 +460,11 @@ def test_401_is_only_for_auth() -> None:
     bench = Bench()
     nora, stranger = bench.connect(), bench.connect()
     bench.open(nora, XN, NORA)
-    stranger.receive(send(f"{XN} {NORA}", PABLO, extra="Authorization: Digest bad"))
+    token = "Authorization: Digest bad"
+    stranger.receive(send(f"{XN} {NORA}", PABLO, extra=token))
     assert parse_frames(stranger.take())[0].method == "200 OK"
+    for path, code in (
+        (f"{XN.replace('Ub3n', 'AAAA')} {NORA}", "481"), (f"{XN} {MINA}", "403"), (XN, "481"),
+    ):  # fmt: skip
+        stranger.receive(send(path, PABLO, extra=token))
+        assert parse_frames(stranger.take())[0].method[:3] == code

@@ -147,9 +147,10 @@ def test_headers_pass_unchanged_and_in_order() -> None:
 def test_headers_of_every_piece_are_those_of_the_chunk() -> None:
     pair = Pair(max_chunk_size=2048)
     lines = "Content-Disposition: attachment; filename=x\r\nX-Odd:  a:b: c\t\r\nx-odd:d"
-    pair.far.receive(send(f"{XN} {NORA}", FAR, b"x" * 5000, extra=lines))
+    pair.far.receive(send(f"{XN} {NORA}", FAR, b"x" * 5000, mid="m1\r\nX-Early:  q ", extra=lines))
     pieces = pair.nora.take().split(b"MSRP ")[1:]
     assert len(pieces) == 3
+    assert all(b"\r\nMessage-ID: m1\r\nX-Early:  q \r\nByte-Range: " in piece for piece in pieces)
     assert all(f"/5000\r\n{lines}\r\nContent-Type: text/plain\r\n\r\nx".encode() in piece for piece in pieces)
 
 

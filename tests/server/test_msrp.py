@@ -304,7 +304,7 @@ async def test_a_peer_whose_address_is_a_black_hole_is_given_up_after_ten_second
             await alice.auth()
             began = time.monotonic()
             assert (await alice.send([*alice.use_path, uri], b"?", message_id="lost")).ok
-            report = await alice.next_report(30)
+            report = await alice.next_report(20)
             assert (report["Message-ID"], report["Status"].split()[1]) == ("lost", "408")
             assert time.monotonic() - began >= 9
             await counted(server, "edge_connections_failed_total", reason="timed_out")
