@@ -66,6 +66,7 @@ def test_what_names_no_flow_says_why(links: Links) -> None:
     assert (links.flows.forged, links.flows.gone) == (1, 1)
 
 
+@pytest.mark.requirement("OB-TOK-13")
 @pytest.mark.parametrize(
     "flow",
     [
