@@ -9,8 +9,9 @@ from collections import defaultdict
 
 import pytest
 
+from edge.connections import Transport
 from tests.msrp.parser import Parsed, parse_first, parse_frames
-from tests.msrp.recorder import NORA, PABLO, XN, Bench, Recorder, send
+from tests.msrp.recorder import MINA, NORA, PABLO, XM, XN, Bench, Recorder, send
 
 IN_TIME_S = 25
 MODES = ("yes", "absent", "partial", "no")
@@ -34,13 +35,22 @@ class Account:
 
 
 class Story:
-    """Nora sends messages to Pablo, who answers, refuses, is slow, says nothing, or goes, as the seed wants it."""
+    """Nora sends to Pablo, who is dialled, or to Mina on a WebSocket of the same relay.
+
+    The one who gets it answers, refuses, is slow, says nothing, or goes, as the seed wants it.
+    """
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.bench = Bench(max_chunk_size=self.random.choice([0, 2048, 4096, 20_000]))
         self.nora = self.bench.connect()
         self.bench.open(self.nora, XN, NORA, lifetime=100_000)
+        self.path, self.local, self.hop = PABLO, PABLO, XN
+        self.mina: list[Recorder] = []
+        if self.random.random() < 0.3:
+            self.path, self.local, self.hop = f"{XM} {MINA}", MINA, XM
+            self.mina = [self.bench.connect(Transport.WSS)]
+            self.bench.open(self.mina[0], XM, MINA, lifetime=100_000, user="mina")
         self.accounts: dict[str, Account] = {}
         self.buffers: defaultdict[Recorder, bytes] = defaultdict(bytes)
         self.refused: set[str] = set()  # frames that got their answer before their end
@@ -49,8 +59,12 @@ class Story:
         self.serial = 0
 
     @property
+    def all_hops(self) -> list[Recorder]:
+        return self.mina + [dialled.connection for dialled in self.bench.dialled]
+
+    @property
     def hops(self) -> list[Recorder]:
-        return [dialled.connection for dialled in self.bench.dialled if not dialled.connection.closed]
+        return [hop for hop in self.all_hops if not hop.closed]
 
     def tell(self) -> None:
         """Send one message, in chunks, in pieces, with something happening between them."""
@@ -64,7 +78,7 @@ class Story:
             account.chunks.append((identifier, at, stop))
             extra = "X: 1" if mode == "absent" else f"Failure-Report: {mode}"
             wire = send(
-                f"{XN} {PABLO}", NORA, bytes(stop - at), tid=identifier, mid=f"m{len(self.accounts) - 1}",
+                f"{XN} {self.path}", NORA, bytes(stop - at), tid=identifier, mid=f"m{len(self.accounts) - 1}",
                 flag="$" if stop == size else "+", extra=extra,
                 byte_range=f"{at + 1}-{self.random.choice(['*', stop])}/{size}",
             )  # fmt: skip
@@ -107,8 +121,7 @@ class Story:
 
     def take(self) -> None:
         """Read what came to Pablo, frame by frame."""
-        for dialled in self.bench.dialled:
-            hop = dialled.connection
+        for hop in self.all_hops:
             self.buffers[hop] += hop.take()
             while found := parse_first(self.buffers[hop]):
                 frame, self.buffers[hop] = found
@@ -139,9 +152,9 @@ class Story:
                     self.refused.add(identifier)
                     self.say(hop, identifier, "413 Stop")
 
-    @staticmethod
-    def say(hop: Recorder, identifier: str, status: str) -> None:
-        lines = f"MSRP {identifier} {status}", f"To-Path: {XN}", f"From-Path: {PABLO}", f"-------{identifier}$", ""
+    def say(self, hop: Recorder, identifier: str, status: str) -> None:
+        paths = f"To-Path: {self.hop}", f"From-Path: {self.local}"
+        lines = f"MSRP {identifier} {status}", *paths, f"-------{identifier}$", ""
         hop.receive("\r\n".join(lines).encode())
 
     def end(self) -> None:
