@@ -57,7 +57,7 @@ fuzz: $(VENV)/.installed-test
 
 # -s, because it prints what each transfer took.
 soak: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -s -m slow tests/server/test_msrp_files.py $(ARGS)
+	EDGE_SOAK=1 $(BIN)/python -m pytest -s -m slow tests/server/test_msrp_files.py $(ARGS)
 
 chaos: export EDGE_CHAOS_SECONDS ?= 600
 chaos: $(VENV)/.installed-test

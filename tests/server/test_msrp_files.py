@@ -28,6 +28,7 @@ MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
 STALL_S = 3
 PATIENCE_S = 600
+soak = pytest.mark.skipif(not os.environ.get("EDGE_SOAK"), reason="takes minutes: make soak")
 PIECE = bytes(range(256)) * 1024
 
 
@@ -241,8 +242,17 @@ async def test_ten_senders_share_one_receiver_and_a_small_message_passes_them(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hops", [1, 2])
-@pytest.mark.parametrize("transport", ["tcp", "tls", "ws"])
+@pytest.mark.parametrize(
+    ("transport", "hops"),
+    [
+        ("tcp", 1),
+        pytest.param("tcp", 2, marks=soak),
+        pytest.param("tls", 1, marks=soak),
+        pytest.param("tls", 2, marks=soak),
+        pytest.param("ws", 1, marks=soak),
+        pytest.param("ws", 2, marks=soak),
+    ],
+)
 async def test_five_gibibytes_in_one_message_take_no_memory(
     relays: tuple[EdgeServer, EdgeServer], hops: int, transport: str
 ) -> None:
