@@ -89,6 +89,7 @@ def test_rfc3261_16_3_methods_are_tokens_in_their_case_and_unknown_ones_are_rela
 def test_rfc3261_7_2_a_status_is_three_digits_from_100_to_699(desk: Desk, code: bytes) -> None:
     arrived = desk.relay(sip())
     assert desk.reply(answer_line_by_line(arrived, b"SIP/2.0 " + code + b" OK")) == []
+    assert desk.rig.core.stats.rejected == {"status_code": 1}
     assert len(desk.reply(answer_line_by_line(arrived, b"SIP/2.0 699 OK"))) == 1
 
 
@@ -344,6 +345,7 @@ def test_rfc3261_7_3_1_a_response_with_one_twice_is_dropped(desk: Desk, which: s
     arrived = desk.relay(sip())
     extra = [other + b": " + value] * (2 if which in ("content_type", "max_forwards") else 1)
     assert desk.reply(answer_line_by_line(arrived, b"SIP/2.0 200 OK", *extra)) == []
+    assert desk.rig.core.stats.rejected == {"duplicate_header": 1}
     assert len(desk.reply(answer_line_by_line(arrived, b"SIP/2.0 200 OK"))) == 1
 
 

@@ -89,6 +89,7 @@ def test_without_udp_a_numeric_host_is_reached_by_tcp_and_never_by_tls() -> None
     assert run(b"sip:192.0.2.1", transports=frozenset((TLS,)))[0] == Located([], 480)
 
 
+@pytest.mark.requirement("SIP-WSS-04")
 @pytest.mark.parametrize(
     "uri",
     [
