@@ -76,11 +76,17 @@ class StreamConnection(Connection):
         transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
         if self._pauses:
             transport.pause_reading()
+            self.table.loop.call_soon(self._pause_again)
         self.table.add(self)
         if self._out:
             self.table.mark_dirty(self)
         if self.outgoing:
             self.handler.handle_writable(self, self.table.now())
+
+    def _pause_again(self) -> None:
+        """Pause once more: uvloop begins to read after `connection_made`, whatever that has said."""
+        if self._pauses and not self.closed and self._transport is not None:
+            self._transport.pause_reading()
 
     def _identify(self, session: ssl.SSLObject) -> bool:
         """Note whom a verified certificate names; False when that is not whom we dialled."""

@@ -29,7 +29,7 @@ from edge.msrp.uri import MsrpUri, format_host, is_same_uri, parse_uri
 
 if TYPE_CHECKING:
     from edge.msrp.handler import MsrpHandler
-    from edge.msrp.relay import Relay
+    from edge.msrp.relay import Relay, UserLater
 
 WAITING_LIMIT = 4
 _NEUTRAL = (Outcome.STALE, Outcome.OTHER)  # a new challenge, and no failure
@@ -205,6 +205,36 @@ class Enrolment:
     # -- success
 
     def _grant(self, source: MsrpHandler, head: Head, verdict: Verdict, now: float) -> None:
+        later = self._relay.user_later
+        if later is not None and self._relay.permits(verdict.username):
+            self._decide_later(source, head, verdict, later)
+        else:
+            self._enter(source, head, verdict, now)
+
+    def _decide_later(self, source: MsrpHandler, head: Head, verdict: Verdict, later: UserLater) -> None:
+        """Let a policy take its time with a user; other AUTHs of the connection wait."""
+        assert source.auth is not None
+        source.auth.busy = True
+        source.connection.uses += 1
+
+        def decided(allowed: bool) -> None:
+            now = self._relay.clock()
+            try:
+                if not allowed:
+                    raise RemoteError(403, "no_permission")
+                if not source.lost:
+                    self._enter(source, head, verdict, now)
+            except RemoteError as error:
+                if not source.lost:
+                    self._relay.forwarder.refuse(source, head, error, now)
+            self._go_on(source, now)
+
+        if not later(source, verdict.username, decided):
+            source.auth.busy = False
+            source.connection.release_use()
+            raise RemoteError(403, "policy_queue")
+
+    def _enter(self, source: MsrpHandler, head: Head, verdict: Verdict, now: float) -> None:
         hook = self._relay.user_hook
         if not self._relay.permits(verdict.username) or (hook is not None and not hook(source, verdict.username)):
             raise RemoteError(403, "no_permission")

@@ -42,6 +42,7 @@ _PREFIX = b"MSRP "
 IDLE = 0
 STREAMING = 1
 BROKEN = 2
+HELD = 3  # somebody decides about the frame that came last
 
 
 class Frame:
@@ -92,7 +93,7 @@ class FrameReader:
     read. `whole` is set by who put a frame there himself: the octets that it will have.
     """
 
-    __slots__ = ("_needle", "_sink", "_stray", "rest", "state", "whole")
+    __slots__ = ("_held_in", "_needle", "_sink", "_stray", "rest", "state", "whole")
 
     def __init__(self, sink: FrameSink) -> None:
         self._sink = sink
@@ -101,11 +102,22 @@ class FrameReader:
         self.rest = b""
         self.whole = 0
         self.state = IDLE
+        self._held_in = IDLE
 
     @property
     def idle(self) -> bool:
         """Whether all that came were whole frames."""
-        return self.state == IDLE and not self.rest
+        return not self.rest and (self.state == IDLE or (self.state == HELD and self._held_in == IDLE))
+
+    def hold(self) -> None:
+        """Keep what comes from now on in `rest`; for use by a sink, about the frame it was just told of."""
+        self._held_in = self.state
+        self.state = HELD
+
+    def release(self) -> None:
+        """Take `hold` back; what is in `rest` is to be fed again."""
+        if self.state == HELD:
+            self.state = self._held_in
 
     def receive(self, data: bytes, now: float) -> None:
         """Read what came; for use without the short cut for frames of every day."""
@@ -121,6 +133,8 @@ class FrameReader:
             return self._read_frame(data, position, now, HOLD_LIMIT)
         if self.state == STREAMING:
             return self._read_body(data, position, now)
+        if self.state == HELD:
+            self.rest = data[position:]
         return len(data)
 
     def promote(self, now: float) -> None:
@@ -199,6 +213,8 @@ class FrameReader:
         self._sink.begin_send(head, now)
         if self.state == STREAMING:
             self._keep_tail(data, body_at, stop, plain=plain, now=now)
+        elif self.state == HELD:
+            self.rest = data[body_at:]
         return len(data)
 
     def _read_bodiless(self, start: StartLine, data: bytes, position: int, end: int, *, line: int, now: float) -> int:

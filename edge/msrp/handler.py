@@ -17,6 +17,7 @@ from edge.msrp.chunker import Outbox
 from edge.msrp.frame import COMMENTS, Head, build_response
 from edge.msrp.framing import END_LINE, STREAMING, Frame, FrameReader, find_line
 from edge.msrp.grace import LinkGrace
+from edge.msrp.holding import keep
 from edge.msrp.outstream import MIN_PIECE, OutStream
 from edge.msrp.report import PENDING_LIMIT, REPORTS_PER_SECOND, Forwarded
 from edge.msrp.route import Route
@@ -53,8 +54,8 @@ class MsrpHandler(Timed):
 
     __slots__ = (
         "_frame_read", "_grace", "_last_report", "_report_tokens", "_since", "auth", "auth_failures", "authenticated",
-        "buffered", "connection", "failures", "far_sessions", "incoming", "lost", "outbox", "reader", "relay", "routes",
-        "sessions", "succeeded", "waiting",
+        "buffered", "connection", "failures", "far_sessions", "held", "incoming", "lost", "outbox", "reader", "relay",
+        "routes", "sessions", "succeeded", "waiting",
     )  # fmt: skip
 
     connection: Connection
@@ -67,6 +68,7 @@ class MsrpHandler(Timed):
         self.far_sessions: set[Session] = set()
         self.waiting: set[Outbox] = set()
         self.incoming: OutStream | None = None
+        self.held: list[tuple[bytes, bool]] | None = None  # parts of WebSocket messages, while somebody decides
         self.buffered = 0
         self.auth: AuthQueue | None = None
         self.auth_failures = 0
@@ -266,12 +268,18 @@ class MsrpHandler(Timed):
 
     def _receive_message(self, connection: Connection, data: bytes, now: float) -> None:
         """Read one WebSocket message, which is exactly one frame (RFC 7977 §5.1)."""
+        if self.held is not None:
+            keep(self, data, True)
+            return
         after = self._relay_usual(data, 0, now) or self.reader.feed(data, 0, now)
         self._end_part(connection, after == len(data) and self.reader.idle, now)
 
     def receive_part(self, connection: Connection, data: bytes, last: bool, now: float) -> None:
         """Read a part of a WebSocket message; its end is that of its one frame."""
         reader = self.reader
+        if self.held is not None:
+            keep(self, data, last)
+            return
         self.relay.gathering = True
         fits = not (self._frame_read and data)
         if fits and data:

@@ -90,6 +90,7 @@ class Dial(Protocol):
 
 # A policy's: (handler, frame if it has been read, data, where frame, body and its end are, now); True: it has it.
 # A SEND whose body is still coming is a frame without one, at -1.
+UserLater = Callable[[MsrpHandler, bytes, Callable[[bool], None]], bool]  # False: there is no room for it
 FrameHook = Callable[[MsrpHandler, Frame | None, bytes, int, int, int, float], bool]
 
 
@@ -194,6 +195,7 @@ class Relay:
         self.dirty: list[Outbox] = []
         self.draining = False
         self.frame_hook: FrameHook | None = None
+        self.user_later: UserLater | None = None  # one that takes its time
         self.user_hook: Callable[[MsrpHandler, bytes], bool] | None = None  # a policy's: may this user have a URI?
         self._dial = dial
         self._hosts = frozenset(host for host, _ in settings.names)

@@ -30,7 +30,7 @@ class MsrpFrame(Peer):
     """
 
     __slots__ = (
-        "_at", "_attributes", "_body_at", "_data", "_frame", "_now", "_stop", "changed", "handler", "streamed", "taken",
+        "_at", "_attributes", "_body_at", "_data", "_frame", "_stop", "changed", "handler", "streamed", "taken",
     )  # fmt: skip
 
     def __init__(
@@ -42,7 +42,6 @@ class MsrpFrame(Peer):
         at: int,
         body_at: int,
         stop: int,
-        now: float,
     ) -> None:
         self.tools = tools
         self.connection = handler.connection
@@ -56,7 +55,6 @@ class MsrpFrame(Peer):
         self._at = at
         self._body_at = body_at
         self._stop = stop
-        self._now = now
 
     @property
     def frame(self) -> Frame:
@@ -253,12 +251,12 @@ class MsrpFrame(Peer):
         if self.method != "AUTH":
             return None
         self.taken = True
-        return self.operations.enrol(user or self.source, expires, self._now)
+        return self.operations.enrol(user or self.source, expires, self.tools.relay.clock())
 
     def challenge(self) -> None:
         """Ask for credentials, and check those it has; nobody but AUTH can be asked, others get 403."""
         self.taken = True
-        self.operations.challenge(self._now)
+        self.operations.challenge(self.tools.relay.clock())
 
     def drop(self) -> None:
         """Neither answer it nor pass it on."""
@@ -277,16 +275,18 @@ class MsrpFrame(Peer):
             raise ValueError("a frame whose body is still coming goes its usual way")
         self.taken = True
         via = encode(next_hop) if next_hop else None
-        self.operations.relay(self._now, next_hop=via, existing_only=existing_only, close_after=close_after)
+        self.operations.relay(
+            self.tools.relay.clock(), next_hop=via, existing_only=existing_only, close_after=close_after
+        )
 
     def save_session(self, user: str, lifetime_s: float) -> Session:
         """Issue a URI of this relay to the sender, as AUTH does."""
-        return self.operations.save_session(user, lifetime_s, self._now)
+        return self.operations.save_session(user, lifetime_s, self.tools.relay.clock())
 
     def look_up(self, uri: str) -> Session | None:
         """Find the session of a URI of ours."""
         parse_uri(encode(uri))
-        return self.operations.look_up(encode(uri), self._now)
+        return self.operations.look_up(encode(uri), self.tools.relay.clock())
 
 
 def _text(value: bytes | None) -> str | None:

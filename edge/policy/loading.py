@@ -16,7 +16,6 @@ HOOKS = (
     "connection_accepted", "websocket_upgrade", "sip_request", "sip_response", "before_forward", "registration",
     "user_known", "msrp_frame", "ended",
 )  # fmt: skip
-MAY_WAIT = frozenset(("sip_request", "sip_response", "ended"))
 
 
 def load_policy(where: str, source: str) -> Policy | None:
@@ -76,8 +75,6 @@ def _find_problem(kind: object) -> str:
         return f"{kind!r} is not derived from edge.policy.Policy"
     for hook in HOOKS:
         function = getattr(kind, hook)
-        if inspect.iscoroutinefunction(function) and hook not in MAY_WAIT:
-            return f"{hook} cannot be async"
         try:
             inspect.signature(function).bind(None, None)
         except TypeError as error:

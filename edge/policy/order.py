@@ -24,6 +24,16 @@ Done = Callable[[BaseException | None], None]
 Refuse = Callable[[Connection, Message, int], None]
 
 
+class Line:
+    """What waits on one connection: for how many hooks, and which SIP messages."""
+
+    __slots__ = ("hooks", "messages")
+
+    def __init__(self) -> None:
+        self.hooks = 0
+        self.messages: deque[tuple[Connection, Message]] = deque()
+
+
 class OrderedReceiver:
     """Stands before the core (`edge.sip.framing.Receiver`) while a policy looks at SIP."""
 
@@ -33,7 +43,8 @@ class OrderedReceiver:
         self.timeout_s = 5.0
         self._core = core
         self._refuse = refuse
-        self._queues: dict[int, deque[tuple[Connection, Message]]] = {}
+        self._closed = False
+        self._lines: dict[int, Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -45,13 +56,13 @@ class OrderedReceiver:
 
     def receive_message(self, connection: Connection, message: Message, now: float) -> bool:
         """Take a message, or let it wait behind one that a hook thinks about."""
-        queue = self._queues.get(connection.id) if self._queues else None
-        if queue is None:
+        line = self._lines.get(connection.id) if self._lines else None
+        if line is None:
             return self._core.receive_message(connection, message, now)
-        if connection.transport is Transport.UDP and len(queue) >= self.limit:
+        if connection.transport is Transport.UDP and len(line.messages) >= self.limit:
             self._core.stats.reject("policy_queue")
         else:
-            queue.append((connection, message))
+            line.messages.append((connection, message))
         return True
 
     def receive_refresh(self, connection: Connection, data: bytes, now: float) -> bool:
@@ -64,20 +75,20 @@ class OrderedReceiver:
 
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """Forget what waited."""
-        queue = self._queues.get(connection.id)
-        if queue is not None:
-            queue.clear()
+        line = self._lines.get(connection.id)
+        if line is not None:
+            line.messages.clear()
         self._core.handle_lost(connection, reason, now)
 
     # -- hooks that wait
 
     def start(self, connection: Connection | None, call: Call, done: Done) -> bool:
         """Run a hook; `done` gets what it raised, in time. False when too many are running."""
-        if len(self._tasks) >= MOST_WAITING:
+        if len(self._tasks) >= MOST_WAITING or self._closed:
             return False
         if connection is not None:
-            if connection.id not in self._queues:
-                self._queues[connection.id] = deque()
+            line = self._lines.setdefault(connection.id, Line())
+            line.hooks += 1
             connection.pause_reading()
         task = asyncio.get_running_loop().create_task(self._run(connection, call, done))
         self._tasks.add(task)
@@ -101,16 +112,18 @@ class OrderedReceiver:
 
     def _go_on(self, connection: Connection) -> None:
         """Let the messages that waited go on, up to one that a hook thinks about again."""
-        queue = self._queues.pop(connection.id, deque())
+        line = self._lines[connection.id]
+        line.hooks -= 1
         now = self._core.clock()
-        while queue and connection.id not in self._queues:
-            self._core.receive_message(*queue.popleft(), now)
-        if queue:
-            self._queues[connection.id].extendleft(reversed(queue))
+        while not line.hooks and line.messages:
+            self._core.receive_message(*line.messages.popleft(), now)
+        if not line.hooks:
+            del self._lines[connection.id]
         connection.resume_reading()
 
     async def close(self) -> None:
-        """Cancel what is running."""
+        """Cancel what is running, and begin nothing more."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

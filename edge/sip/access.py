@@ -43,10 +43,16 @@ _MD5_NAMES = (None, MD5.token, MD5.token.lower())
 
 @dataclass(slots=True)
 class Pending:
-    """Credentials of a user who must be fetched first; see `Access.ask`."""
+    """What must be known first; see `Access.ask`: the user of credentials, or what a policy says of `proven`."""
 
-    verdict: Verdict
+    verdict: Verdict | None
     domain: bytes
+    connection: Connection | None = None
+    proven: bytes = b""
+    grant: Grant | None = None
+
+
+Later = Callable[[Connection, bytes, Callable[[bool], None]], bool]  # False: there is no room for it
 
 
 class Users(Protocol):
@@ -83,6 +89,9 @@ class Access:
         self.waiting: set[bytes] = set()
         self.failures: dict[str, int] = {}
         self.user_hook: Callable[[Connection, bytes], Refusal | None] | None = None  # a policy's
+        self.later: Later | None = None  # one that takes its time
+        self._proven = b""
+        self._decided: dict[bytes, Grant | None] = {}  # by key of the request, while it is judged again
         self._addresses = addresses
         self._authenticators = authenticators
         self._users = users
@@ -128,12 +137,16 @@ class Access:
         self, connection: Connection, message: Message, aor: bytes, proxy: bool, now: float
     ) -> Refusal | Pending | Grant | None:
         """Judge the credentials of a request that acts for `aor`; see `check`."""
+        if self._decided and message.key in self._decided:
+            return self._decided.pop(message.key)
         rows = message.values(h.PROXY_AUTHORIZATION if proxy else h.AUTHORIZATION)
         dialogue = message.texts[h.CALL_ID], message.cseq
         outcome = self.check(connection, rows, message.method, message.uri, aor, proxy, now, dialogue)
         if outcome is None and proxy and self._gruus.claims_another(message, aor):
             self._count("gruu")
             return 403, ()
+        if self.later is not None and (outcome is None or outcome is THIRD_PARTY):
+            return Pending(None, b"", connection, self._proven, outcome)
         return outcome
 
     def check(
@@ -186,7 +199,7 @@ class Access:
     ) -> Refusal | Grant | None:
         """The user proven must be the one acted for (RFC 3261 §10.3 step 4; SIP-AUT-15, OB-3P-01)."""
         self._lockout.record_success(connection.source, verdict.username)
-        proven = verdict.username + b"@" + domain
+        proven = self._proven = verdict.username + b"@" + domain
         if self.user_hook is not None and (refusal := self.user_hook(connection, proven)) is not None:
             return refusal
         if proven == aor:
@@ -206,6 +219,9 @@ class Access:
 
         `key` is that of the request's transaction: its repeats are absorbed meanwhile.
         """
+        if pending.verdict is None:
+            self._ask_policy(pending, key, again, refused)
+            return
         username, domain = pending.verdict.username, pending.domain
         self.waiting.add(key)
 
@@ -219,6 +235,26 @@ class Access:
                 refused(500)
 
         self._users.fetch(username.decode(), domain.decode("ascii"), done)
+
+    def _ask_policy(
+        self, pending: Pending, key: bytes, again: Callable[[float], None], refused: Callable[[int], None]
+    ) -> None:
+        """Let a policy decide about somebody who has proved who they are."""
+
+        def decided(allowed: bool) -> None:
+            self.waiting.discard(key)
+            if not allowed:
+                refused(403)
+                return
+            self._decided[key] = pending.grant
+            again(self._clock())
+            self._decided.pop(key, None)
+
+        connection = pending.connection
+        if self.later is not None and connection is not None and self.later(connection, pending.proven, decided):
+            self.waiting.add(key)
+        else:
+            refused(503)
 
     def know(self, aor: bytes, key: bytes, known: Callable[[bool | None], None]) -> None:
         """Find out whether there is such a user; None when the store cannot say. `key` as for `ask`."""

@@ -69,7 +69,7 @@ Opener = Callable[[], Connection]
 Reached = Callable[[list[Opener], int], None]
 
 
-BranchHook = Callable[["Branch", bytes, Connection], bytes]
+BranchHook = Callable[["Branch", bytes, Connection], bytes | None]  # None: `Branch.decide` is called later
 
 
 class Core(Protocol):
@@ -114,7 +114,7 @@ class Branch:
     """One client transaction of a context; see `ClientUser`. `breadth` is its share of Max-Breadth."""
 
     __slots__ = (
-        "_full", "_heard", "_later", "breadth", "cancel_wanted", "cancelled", "client", "context", "group",
+        "_full", "_heard", "_id", "_later", "breadth", "cancel_wanted", "cancelled", "client", "context", "group",
         "passed_over", "rang", "target",
     )  # fmt: skip
 
@@ -127,6 +127,7 @@ class Branch:
         self.cancel_wanted: list[bytes] | None = None
         self._later = later
         self._heard = False
+        self._id = b""  # of the transaction that a policy decides about
         self._full = 0.0  # when a try that is cut short ends if anything is heard
         self.rang = False
         self.passed_over = False  # a policy wants the next flow in place of the answer that came
@@ -147,10 +148,35 @@ class Branch:
             breadth=self.breadth,
         )
         if core.branch_hook is not None:
-            request = core.branch_hook(self, request, connection)
+            self._id = branch
+            decided = core.branch_hook(self, request, connection)
+            if decided is None:
+                return
+            request = decided
             if not request:
                 context.leave_out(self, now)
                 return
+        self._launch(branch, request, connection, now)
+
+    def set_aside(self) -> None:
+        """A policy takes its time with what was written: nothing of this context is over before `decide`."""
+        self.context.set_aside(self)
+
+    def decide(self, request: bytes, connection: Connection, now: float) -> None:
+        """Send what a policy made of the request, b"" to leave this branch out."""
+        context = self.context
+        if not context.take_back(self, now):
+            return
+        if not request:
+            context.leave_out(self, now)
+        elif connection.closed:
+            context.branches.remove(self)
+            context.handle_flow_failure(self, FLOW_FAILED if self.target.flow else 503, now)
+        else:
+            self._launch(self._id, request, connection, now)
+
+    def _launch(self, branch: bytes, request: bytes, connection: Connection, now: float) -> None:
+        context, core = self.context, self.context.core
         self.client = ClientTransaction(core.transactions, branch, context.server.invite, request, connection, self)
         self.client.start(now)
         wait_s = context.patience(self.target, self.group, now)

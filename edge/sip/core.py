@@ -345,6 +345,8 @@ class SipCore:
                 outcome = self.access.check_request(connection, message, self.access.sender(message), True, now)
                 if outcome is None:
                     self._route(connection, message, journey, now)
+                elif isinstance(outcome, Pending) and outcome.verdict is None:
+                    self._ask(connection, message, journey, outcome)  # for a policy, now
                 elif isinstance(outcome, Pending):
                     raise RemoteError(503, "user_store")
                 elif isinstance(outcome, tuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from email.utils import formatdate
 
 from edge.connections import Connection
@@ -15,6 +16,20 @@ from edge.sip.stamping import ROUTE_TRANSPORT
 
 SUPPORTED = b"Supported: path, outbound"
 REQUIRE = b"Require: outbound"
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationPolicy:
+    """What an operator may choose; the names are those of the configuration. Seconds."""
+
+    force: str = "streams"
+    flow_timer: int = 120
+    bindings: int = 200000
+    min_expires: int = 60
+    strict_path: bool = False
+    ob_position: str = "last"
+    lenient: bool = False
+    outbound_required: bool = False
 
 
 class Grants:

@@ -185,3 +185,20 @@ def describe_change(binding: Binding, change: str, expires: int) -> Registration
         binding.instance.decode("utf-8", "backslashreplace"),
         binding.reg_id,
     )
+
+
+def renew(old: Binding, new: Binding) -> Binding:
+    """Carry a refresh over to the binding that is there, which keeps its place in the tables."""
+    old.contact, old.parameters = new.contact, new.parameters
+    old.call_id, old.cseq, old.expires_at = new.call_id, new.cseq, new.expires_at
+    old.q, old.path, old.flow, old.user_agent = new.q, new.path, new.flow, new.user_agent
+    old.instance, old.reg_id, old.refreshed_at = new.instance, new.reg_id, new.refreshed_at
+    old.epoch = new.epoch
+    return old
+
+
+def with_epoch(binding: Binding, epoch: int) -> Binding:
+    """Copy a binding for storage, with another epoch."""
+    copy = renew(Binding(), binding)
+    copy.aor, copy.connection, copy.epoch = binding.aor, binding.connection, epoch
+    return copy

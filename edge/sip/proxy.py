@@ -191,6 +191,20 @@ class ProxyContext:
             return b""
         return self.core.stamper.path_value(connection, directions.path, directions.ob)
 
+    def set_aside(self, branch: Branch) -> None:
+        """A policy thinks about a branch: it counts as one that is being looked for."""
+        self.branches.remove(branch)
+        self._reaching += 1
+
+    def take_back(self, branch: Branch, now: float) -> bool:
+        """The policy has decided; False when there is nothing to send any more."""
+        self._reaching -= 1
+        if self.closed:
+            self._conclude(now)
+            return False
+        self.branches.append(branch)
+        return True
+
     def leave_out(self, branch: Branch, now: float) -> None:
         """A policy does not want this branch: whatever would follow it does."""
         self.branches.remove(branch)

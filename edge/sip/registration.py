@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from edge.connections import Connection, Transport
@@ -21,9 +20,10 @@ from edge.sip.addresses import Addresses
 from edge.sip.answering import Explained
 from edge.sip.grammar import split_list, unfold
 from edge.sip.granting import REQUIRE, SUPPORTED, Grants
+from edge.sip.granting import RegistrationPolicy as RegistrationPolicy
 from edge.sip.gruu import Gruus
 from edge.sip.keep import promise
-from edge.sip.location import Binding, Location, describe_change
+from edge.sip.location import Binding, Location, describe_change, renew, with_epoch
 from edge.sip.message import Message
 from edge.sip.reading import has_flag
 from edge.sip.refresh import Refresh, Refreshes
@@ -35,6 +35,7 @@ _UNSUPPORTED_PATH = b"Unsupported: path"
 
 Answer = Callable[..., None]
 Stored = Callable[[Exception | None], None]
+Later = Callable[[Connection, Plan, Callable[[RemoteError | None], None]], bool]  # False: there is no room for it
 
 
 class Keeper(Protocol):
@@ -42,20 +43,6 @@ class Keeper(Protocol):
 
     def save(self, put: list[Binding], removed: list[Binding], done: Stored | None) -> None:
         """Store changes; `done` once they are safe, or could not be made so."""
-
-
-@dataclass(frozen=True, slots=True)
-class RegistrationPolicy:
-    """What an operator may choose; the names are those of the configuration. Seconds."""
-
-    force: str = "streams"
-    flow_timer: int = 120
-    bindings: int = 200000
-    min_expires: int = 60
-    strict_path: bool = False
-    ob_position: str = "last"
-    lenient: bool = False
-    outbound_required: bool = False
 
 
 class Registration:
@@ -103,6 +90,7 @@ class Registration:
         self._aors: dict[bytes, bytes] = {}
         self.refreshes = Refreshes()
         self.hook: Callable[[Connection, Message, Plan], None] | None = None  # a policy's: raises to refuse
+        self.later: Later | None = None  # a policy's that takes its time
         self._most = policy.bindings
         location.on_expired = self._expired
         location.on_lost = lambda binding: self._gone(binding, "connection_lost")
@@ -144,6 +132,8 @@ class Registration:
                     self._proceed(connection, message, aor, served, answer, now)
                 elif outcome is THIRD_PARTY:
                     self._proceed_for_other(connection, message, aor, served, answer)
+                elif isinstance(outcome, Pending) and outcome.verdict is None:
+                    self._ask(connection, message, aor, served, answer, outcome)  # for a policy, now
                 elif isinstance(outcome, Pending):
                     answer(connection, message, 503, (), now)
                 else:
@@ -221,6 +211,35 @@ class Registration:
         """
         if not served:
             raise RemoteError(404, "aor")
+        if self.later is None:
+            self._carry_out(connection, message, aor, answer, now, other=other)
+        else:
+            self._decide_later(connection, message, aor, answer, now, other=other)
+
+    def _decide_later(
+        self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float, *, other: bool
+    ) -> None:
+        """Show a policy what is planned, and plan anew once it has agreed: others may have registered meanwhile."""
+        plan, _ = self._plan(connection, message, aor, self.options(message, h.SUPPORTED), other, now)
+        waiting = self._access.waiting
+
+        def decided(error: RemoteError | None) -> None:
+            waiting.discard(message.key)
+            try:
+                if error is not None:
+                    raise error
+                self._carry_out(connection, message, aor, answer, self._clock(), other=other)
+            except RemoteError as problem:
+                self._refuse(connection, message, answer, problem, self._clock())
+
+        assert self.later is not None
+        if not self.later(connection, plan, decided):
+            raise RemoteError(503, "policy_queue")
+        waiting.add(message.key)
+
+    def _carry_out(
+        self, connection: Connection, message: Message, aor: bytes, answer: Answer, now: float, *, other: bool
+    ) -> None:
         if self._keeper is not None:
             self._in_turn(aor, message.key, lambda: self._store(connection, message, aor, answer, other))
             return
@@ -371,7 +390,7 @@ class Registration:
 
         removed = plan.remove + [old for binding, old, _ in plan.put if old is not None and old.key != binding.key]
         put = [binding for binding, _, _ in plan.put]
-        self._keeper.save(put + [_with_epoch(*pair) for pair in plan.epochs], removed, stored)
+        self._keeper.save(put + [with_epoch(*pair) for pair in plan.epochs], removed, stored)
 
     def _next(self, aor: bytes) -> None:
         """Let the next REGISTER of this AOR run; each may start storing again."""
@@ -408,7 +427,7 @@ class Registration:
         added = old is None or old not in self._location.bindings(new.aor)
         if old is not None and old.connection is not flow and not old.reg_id:
             self._release(old)
-        binding = new if old is None else _renew(old, new)
+        binding = new if old is None else renew(old, new)
         if flow is not None and flow.closed:
             self._location.remove(binding)
             self._unkeep(binding)
@@ -475,20 +494,3 @@ class Registration:
 
     def _tell(self, binding: Binding, change: str, expires: int) -> None:
         self._publish(describe_change(binding, change, expires))
-
-
-def _renew(old: Binding, new: Binding) -> Binding:
-    """Carry a refresh over to the binding that is there, which keeps its place in the tables."""
-    old.contact, old.parameters = new.contact, new.parameters
-    old.call_id, old.cseq, old.expires_at = new.call_id, new.cseq, new.expires_at
-    old.q, old.path, old.flow, old.user_agent = new.q, new.path, new.flow, new.user_agent
-    old.instance, old.reg_id, old.refreshed_at = new.instance, new.reg_id, new.refreshed_at
-    old.epoch = new.epoch
-    return old
-
-
-def _with_epoch(binding: Binding, epoch: int) -> Binding:
-    """Copy a binding for storage, with another epoch."""
-    copy = _renew(Binding(), binding)
-    copy.aor, copy.connection, copy.epoch = binding.aor, binding.connection, epoch
-    return copy
