@@ -55,7 +55,7 @@ class Story:
         self.buffers: defaultdict[Recorder, bytes] = defaultdict(bytes)
         self.refused: set[str] = set()  # frames that got their answer before their end
         self.unanswered: list[tuple[Recorder, Parsed, float]] = []
-        self.heard = b""
+        self.wire = b""
         self.serial = 0
 
     @property
@@ -67,7 +67,7 @@ class Story:
         return [hop for hop in self.all_hops if not hop.closed]
 
     def tell(self) -> None:
-        """Send one message, in chunks, in pieces, with something happening between them."""
+        """Send one message, in chunks."""
         mode, size = self.random.choice(MODES), self.random.choice([1, 500, 3000, 9000, 30_000])
         account = self.accounts[f"m{len(self.accounts)}"] = Account(mode, size)
         at = 0
@@ -76,19 +76,25 @@ class Story:
             self.serial += 1
             identifier = f"tid{self.serial:06}"
             account.chunks.append((identifier, at, stop))
-            extra = "X: 1" if mode == "absent" else f"Failure-Report: {mode}"
-            wire = send(
-                f"{XN} {self.path}", NORA, bytes(stop - at), tid=identifier, mid=f"m{len(self.accounts) - 1}",
-                flag="$" if stop == size else "+", extra=extra,
+            extra = self.random.choice(["", "X: 1"]) if mode == "absent" else f"Failure-Report: {mode}"
+            self.wire += send(
+                f"{XN} {self.path}", NORA, self.random.randbytes(stop - at), tid=identifier,
+                mid=f"m{len(self.accounts) - 1}", flag="$" if stop == size else "+", extra=extra,
                 byte_range=f"{at + 1}-{self.random.choice(['*', stop])}/{size}",
             )  # fmt: skip
-            while wire:
-                count = self.random.choice([100, 3000, 50_000])
-                self.bring(wire[:count])
-                wire = wire[count:]
-                if self.random.random() < 0.4:
-                    self.happen(between=not wire)
+            if self.random.random() < 0.7:  # else it comes together with the next one
+                self.flush()
             at = stop
+
+    def flush(self) -> None:
+        """Bring what Nora has written, in reads of some size, with something happening between them."""
+        wire, self.wire = self.wire, b""
+        while wire:
+            count = self.random.choice([100, 3000, 50_000])
+            self.bring(wire[:count])
+            wire = wire[count:]
+            if self.random.random() < 0.4:
+                self.happen(between=not wire)
 
     def bring(self, data: bytes) -> None:
         while self.nora.pauses:  # what holds her is a hop that takes nothing
@@ -159,6 +165,7 @@ class Story:
 
     def end(self) -> None:
         """Let everything come to its end, then look at each octet."""
+        self.flush()
         for _ in range(3):
             for hop in self.hops:
                 hop.drain()
