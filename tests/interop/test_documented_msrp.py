@@ -68,8 +68,8 @@ def _by_kind(frames: list[list[str]]) -> dict[str, dict[str, str]]:
         kind = next(name for name in (f"{word} {number}" for number in range(99)) if name not in found)
         head, _, body = "\n".join(lines[1:-1]).partition("\n\n")
         headers = dict(line.split(": ", 1) for line in head.split("\n"))
-        found[kind] = {"start": start, "transaction id": transaction_id, **headers, "body": body}
-        assert lines[-1] == f"-------{transaction_id}$"
+        assert lines[-1][:-1] == f"-------{transaction_id}"
+        found[kind] = {"start": start, "transaction id": transaction_id, **headers, "body": body, "flag": lines[-1][-1]}
     return found
 
 
