@@ -45,13 +45,15 @@ class Plain(Policy):
 
 
 class Waiting(Policy):
-    """Hooks that do nothing, away from the way of messages."""
+    """Hooks away from the way of messages; they drop, so that nothing follows."""
 
     async def sip_request(self, request: SipRequest) -> None:
-        """Do nothing."""
+        """Do nothing with it."""
+        request.drop()
 
     async def msrp_frame(self, frame: MsrpFrame) -> None:
-        """Do nothing."""
+        """Do nothing with it."""
+        frame.drop()
 
 
 class Bench:
@@ -69,7 +71,6 @@ class Bench:
         self.handler = cast("Any", SimpleNamespace(connection=self.connection, relay=self.relay, lost=False, held=None))
         self.handler.reader = SimpleNamespace(hold=lambda: None, release=lambda: None, rest=b"")
         self.handler.outbox = SimpleNamespace(websocket=False)
-        self.core.proceed = lambda *rest: None  # type: ignore[method-assign]
         self.runner = PolicyRunner(self.rig.stack, self.relay, cast("Any", SimpleNamespace()), EventBus())
         self.runner.install(policy)
 
