@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -139,6 +140,9 @@ async def test_rfc3261_18_a_connection_is_used_again_both_ways(server: EdgeServe
             assert (await alice.message(uri, b"hello")).status == 200
         assert peer.listener is not None
         (link,) = peer.listener.links
+        listed = json.loads(server.admin_get("/api/connections"))["items"]
+        remotes = [row["remote"] for row in listed]
+        assert remotes.count(f"127.0.0.1:{peer.address[1]}") == 1  # the same table as those that came in
         assert (await peer.request("OPTIONS", "sip:example.com", link=link, auth=False)).status == 200
 
 
