@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
 import pytest
 
+from edge.policy import MsrpFrame, SipRequest
 from tests.conftest import EdgeServer
 from tests.policy.conftest import PolicyFactory
 from tests.server.agents import counted, msrp_client
-from tests.ua.msrp import AuthFailed, MsrpEndpoint
+from tests.ua.msrp import AuthFailed, MsrpEndpoint, MsrpListener
+from tests.ua.wait import eventually
 
 SEEN = """
     def msrp_frame(self, frame):
@@ -166,7 +169,7 @@ async def test_a_frame_is_dropped_or_only_goes_where_a_connection_is_or_as_the_l
             elif wanted:
                 frame.relay(next_hop=wanted)
     """)
-    far = MsrpEndpoint("far", relay=("127.0.0.1", server.port))
+    far = MsrpListener("far")
     async with msrp_client(server, "alice", "tcp") as alice, msrp_client(server, "bob", "tcp") as bob, far:
         path = await pair(alice, bob)
 
@@ -181,6 +184,11 @@ async def test_a_frame_is_dropped_or_only_goes_where_a_connection_is_or_as_the_l
         await bob.connect()
         with pytest.raises(TimeoutError):
             await send(path, "drop", seconds=0.5)
+        nowhere = "msrp://127.0.0.1:9/somebody;tcp"
+        sent = await alice.send([alice.use_path[0], nowhere], b"hello", headers=[("X-Wanted", far.uri)])
+        assert sent.ok
+        (received,) = await eventually(lambda: far.received("SEND"))
+        assert received.to_path == [nowhere]
 
 
 async def test_an_exception_answers_500_for_that_frame_alone(with_policy: PolicyFactory) -> None:
@@ -198,3 +206,32 @@ async def test_an_exception_answers_500_for_that_frame_alone(with_policy: Policy
         assert bytes((await bob.next_message()).data) == b"good"
     assert server.metrics().value("edge_policy_errors_total", hook="msrp_frame") == 2
     assert "policy hook failed hook=msrp_frame error=RuntimeError: no idea" in server.log_text()
+
+
+def test_what_means_the_same_has_the_same_name_in_both_protocols() -> None:
+    both = {
+        "accept", "add_header", "address", "body", "challenge", "code", "count", "drop", "header", "headers", "identities",
+        "method", "publish", "reject", "relay", "remove_header", "reply", "set_body", "set_header", "size", "socket",
+        "source", "tag", "tagged", "transport",
+    }  # fmt: skip
+    assert both <= set(dir(SipRequest)) & set(dir(MsrpFrame))
+    for name in ("relay", "reject", "add_header", "set_header", "remove_header"):
+        sip, msrp = (set(inspect.signature(getattr(kind, name)).parameters) for kind in (SipRequest, MsrpFrame))
+        assert sip == msrp, name
+
+
+async def test_a_frame_starts_an_event(with_policy: PolicyFactory) -> None:
+    server = with_policy(
+        """
+        def msrp_frame(self, frame):
+            if frame.method == "SEND":
+                frame.publish("large" if frame.size > 9 else "small", size=frame.size)
+    """,
+        hooks=[{"name": "large", "events": ["policy.large"], "filter": {"size": [10]}, "exec": ["/bin/true"]}],
+    )
+    async with msrp_client(server, "alice", "tcp") as alice, msrp_client(server, "bob", "tcp") as bob:
+        path = await pair(alice, bob)
+        for size in (5, 10, 11):
+            assert (await alice.send(path, b"x" * size)).ok
+    await counted(server, "edge_hook_events_total", hook="large", result="done")
+    assert server.metrics().value("edge_hook_events_total", hook="large", result="started") == 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.policy.conftest import PolicyFactory
+from tests.policy.conftest import PolicyFactory, write_policy
 from tests.server.agents import answering, counted, msrp_client, sip_ua
 from tests.ua.hostile import HostileClient
 from tests.ua.msrp import AuthFailed
@@ -219,3 +220,35 @@ async def test_an_event_of_the_policys_own_reaches_hooks_by_name_and_filter_and_
     await eventually(lambda: seen.exists() and seen.read_text())
     assert seen.read_text() == f"policy.asked {alice.uri}\n"
     assert server.metrics().value("edge_hook_events_total", hook="filtered", result="started") == 0
+
+
+async def test_a_reload_begins_and_ends_to_watch_for_ends(with_policy: PolicyFactory) -> None:
+    server = with_policy("pass")
+    async with AsyncExitStack() as stack:
+        alice, bob = await pair(server, stack)
+        bob.on_request = answering(486)
+        for methods, told in (("pass", 0), (ENDED, 1), ("pass", 1), (ENDED, 2)):
+            write_policy(server, methods)
+            reloads = server.log_text().count("configuration reloaded")
+            server.signal(signal.SIGHUP)
+            await eventually(lambda before=reloads: server.log_text().count("configuration reloaded") > before)
+            with pytest.raises(CallFailed):
+                await alice.invite(bob.uri)
+            await eventually(lambda count=told: len(notes(server)) == count)
+
+
+async def test_a_connection_is_known_by_its_address_transport_and_certificate(with_policy: PolicyFactory) -> None:
+    server = with_policy("""
+        def connection_accepted(self, connection):
+            connection.tag("seen", f"{connection.source} {connection.transport} {connection.socket[1]}")
+            if connection.transport != "tls" or connection.identities:
+                connection.reject()
+
+        def sip_request(self, request):
+            request.reject(488, request.tagged("seen"))
+    """)
+    async with sip_ua(server, "alice", "tls") as alice:
+        assert (await alice.options("sip:example.com")).reason == f"127.0.0.1 tls {server.port}"
+    with pytest.raises((OSError, EOFError, TimeoutError, AssertionError)):
+        async with sip_ua(server, "bob", "tcp") as bob:
+            await bob.register()
