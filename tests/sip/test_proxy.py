@@ -188,6 +188,35 @@ def test_rfc3261_16_7_a_2xx_wins_over_a_6xx_that_is_not_sent_yet() -> None:
     assert fork.caller.statuses() == [100, 180, 200]
 
 
+@pytest.mark.requirement("SIP-URI-06", "SIP-PRX-23")
+def test_rfc3261_19_1_5_where_others_lead_us_becomes_a_request_uri_without_method_and_headers() -> None:
+    rig = Rig(sip={"recurse": True})
+    fork, far, old = Fork("1", rig=rig), rig.wire(), rig.wire()
+    rig.roads |= {"far.example": [far], "old.example": [old]}
+    fork.ring()
+    fork.reply(0, 302, extra=(("Contact", "<sip:x@far.example;method=BYE;y=1?Route=%3Csip:evil.example%3E>"),))
+    (followed,) = far.requests()
+    assert (followed.method, followed.uri, followed.all("Route")) == ("INVITE", "sip:x@far.example;y=1", [])
+    strict = request("MESSAGE", "sip:x@far.example", Route="<sip:old.example;method=BYE;y=1?Subject=no>")
+    rig.give(fork.caller, strict)
+    (moved,) = old.requests()
+    assert (moved.method, moved.uri) == ("MESSAGE", "sip:old.example;y=1")
+
+
+@pytest.mark.requirement("SIP-CAN-04")
+def test_rfc3261_16_7_a_branch_is_cancelled_once_for_whatever_reasons_there_are() -> None:
+    fork = Fork("1", "1", "1")
+    fork.ring()
+    for number in range(3):
+        fork.reply(number, 180)
+    fork.cancel()
+    fork.reply(0, 603)  # would cancel the others
+    fork.reply(1, 200)  # and so would this
+    fork.cancel()
+    assert [len(callee.requests("CANCEL")) for callee in fork.callees] == [1, 1, 1]
+    assert fork.caller.statuses("INVITE")[-1] == 200
+
+
 @pytest.mark.requirement("SIP-PRX-23")
 def test_rfc3261_16_7_a_redirection_is_relayed() -> None:
     fork = Fork("1")
