@@ -97,7 +97,7 @@ async def test_users_registrations_and_branches_wait_in_the_order_of_their_conne
                 registration.reject(403, "Not Dave")
 
         async def before_forward(self, branch):
-            await asyncio.sleep(0.2 if branch.body == b"first" else 0)
+            await asyncio.sleep({b"first": 0.2, b"second": 0.1}.get(branch.body, 0))
             branch.set_header("X-Seen", branch.uri.partition("@")[0])
             if branch.body == b"refused":
                 branch.refuse()

@@ -22,13 +22,14 @@ Told = list[Any]
 
 
 def shape(message: Response | Request | bytes) -> tuple[Any, ...]:
-    """What must be the same: first line without ports and tokens, names of headers in their order, body."""
+    """What must be the same: first line without ports and tokens, names of headers in their order, body, challenges."""
+    asked = message.challenges if isinstance(message, Response) else 0
     raw = message if isinstance(message, bytes) else message.raw
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     names = [line.partition(":")[0] for line in lines]
     tokens = [re.sub(r"[\w.~-]{20,}@", "TOKEN@", line) for line in lines if line.startswith(("Record-Route", "Path"))]
-    return (*(re.sub(r":[0-9]{2,5}|[0-9a-z]+\.invalid", "HOST", line) for line in (first, *tokens)), names, body)
+    return (*(re.sub(r":[0-9]{2,5}|[0-9a-z]+\.invalid", "HOST", line) for line in (first, *tokens)), names, body, asked)
 
 
 def frame_shape(frame: Frame) -> tuple[Any, ...]:

@@ -194,8 +194,8 @@ async def test_an_event_of_the_policys_own_reaches_hooks_by_name_and_filter_and_
         """
         def sip_request(self, request):
             if request.method == "OPTIONS":
-                request.publish("asked", user=request.from_uri, often=3)
                 request.publish("ignored")
+                request.publish("asked", user=request.from_uri, often=3)
             if request.method == "MESSAGE":
                 request.publish("No Label")
     """,

@@ -198,6 +198,8 @@ FLOWS = """
             wanted = request.header("X-Targets")
             if wanted == "worst":
                 request.set_targets([list(reversed(device)) for device in devices])
+            elif wanted == "all":
+                request.set_targets(devices)
             elif wanted == "one":
                 request.set_targets(devices[0][0])
             elif wanted == "each":
@@ -230,7 +232,7 @@ async def test_rfc5626_7_the_flows_of_a_device_are_looked_up_best_first_and_used
         assert (await alice.options("sip:example.com")).reason == "2:up:tcp 1:up:tcp"
         first.on_request, second.on_request = answering(201), answering(202)
         assert (await alice.message("sip:bob@example.com", b"x")).status == 202
-        for wanted, status in (("worst", 201), ("one", 202), ("each", 202)):
+        for wanted, status in (("worst", 201), ("all", 202), ("one", 202), ("each", 202)):
             answer = await alice.message("sip:bob@example.com", b"x", headers=[("X-Targets", wanted)])
             assert answer.status == status, wanted
 
