@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.conftest import EdgeServer, EdgeServerFactory, free_port
 from tests.server.agents import LOOPBACK, USERS, counted, msrp_client, open_config
 from tests.ua.certs import Authority
 from tests.ua.hostile import HostileClient
-from tests.ua.msrp import AuthFailed, MsrpEndpoint, MsrpListener
+from tests.ua.msrp import AuthFailed, HashSink, MsrpEndpoint, MsrpListener
 from tests.ua.msrp_frame import Frame
 from tests.ua.wait import eventually
 
@@ -188,6 +188,45 @@ async def test_sessions_share_a_link_to_another_relay_or_have_one_each(
             near.answer = 200
         assert two.metrics().value("edge_connections_opened_total", transport="tls") == before + links
         assert one.metrics().value("edge_connections_opened_total", transport="tls") == len(pairs) + links
+
+
+@pytest.mark.requirement("MSRP-CHK-15", "MSRP-RPT-07", "MSRP-BIND-09")
+async def test_a_relay_that_is_killed_in_the_middle_of_a_file_and_comes_back(
+    edge_server: EdgeServerFactory, authority: Authority
+) -> None:
+    ports = free_port(), free_port()
+    one = edge_server(relay_config(authority, ports[0]), USERS, port=ports[0])
+    two = edge_server(relay_config(authority, ports[1], HOSTS[1]), USERS, port=ports[1])
+    async with AsyncExitStack() as stack:
+        alice = await stack.enter_async_context(msrp_client(one, "alice"))
+        bob = await stack.enter_async_context(msrp_client(two, "bob", host=HOSTS[1]))
+        await alice.auth()
+        await bob.auth()
+        begun = asyncio.Event()
+        bob.sink, bob.on_body = HashSink, lambda frame, data: begun.set()
+
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                yield bytes(65536)
+
+        sending = asyncio.ensure_future(
+            alice.send([*alice.use_path, *bob.path], endless(), message_id="file", seconds=60)
+        )
+        async with asyncio.timeout(20):
+            await begun.wait()
+        assert two.process is not None
+        two.process.kill()
+        two.process.wait()
+        assert (await sending).statuses == [408]
+        # Nothing of it is reported as well: the next report is of what follows.
+        two.start()
+        bob.sink, bob.on_body = None, None
+        await bob.connect()
+        await bob.auth()
+        assert (await alice.send([*alice.use_path, *bob.path], b"back", message_id="next", success_report="yes")).ok
+        assert bytes((await bob.next_message()).data) == b"back"
+        report = await alice.next_report()
+        assert (report["Message-ID"], report["Status"]) == ("next", "000 200 OK")
 
 
 # ------------------------------------------------------------------------------------------ who is not let through
