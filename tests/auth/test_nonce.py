@@ -36,6 +36,7 @@ def test_nonces_hold_nothing_a_client_could_choke_on_and_are_all_different() -> 
     assert re.fullmatch(rb"[0-9a-f]{16}", nonces.opaque)
 
 
+@pytest.mark.requirement("SIP-AUT-08")
 def test_rfc7616_3_3_a_nonce_lives_300_seconds() -> None:
     nonces = make()
     nonce = nonces.issue(1000.0)
@@ -51,6 +52,7 @@ def test_the_lifetime_is_a_setting() -> None:
     assert nonces.check(nonce, 5.1) is NonceState.EXPIRED
 
 
+@pytest.mark.requirement("SIP-AUT-10")
 @pytest.mark.parametrize(
     "other",
     [
@@ -93,6 +95,7 @@ def test_a_secret_has_16_to_32_octets(octets: int) -> None:
 # ------------------------------------------------------------------------------------------ counts
 
 
+@pytest.mark.requirement("SIP-AUT-09")
 @pytest.mark.parametrize(
     ("rising", "counts", "accepted"),
     [
@@ -120,6 +123,7 @@ def test_counts_of_different_nonces_do_not_meet() -> None:
     assert all(nonces.accept(nonces.issue(1.0), 1, 1.0, rising=True) for _ in range(100))
 
 
+@pytest.mark.requirement("SIP-AUT-09")
 @given(st.lists(st.integers(1, 90), max_size=120))
 def test_the_window_accepts_what_is_new_and_near(counts: list[int]) -> None:
     nonces = make()
@@ -144,6 +148,7 @@ def test_expired_entries_leave_and_memory_stays_bounded() -> None:
         assert nonces.in_memory <= 50
 
 
+@pytest.mark.requirement("SIP-AUT-09")
 def test_nonces_as_old_as_a_forgotten_one_are_expired() -> None:
     nonces = make(remembered=2)
     used = [nonces.issue(float(second)) for second in (1, 2, 3)]
@@ -159,6 +164,7 @@ def test_nonces_as_old_as_a_forgotten_one_are_expired() -> None:
     assert not nonces.accept(used[1], 1, 3.0, rising=True)
 
 
+@pytest.mark.requirement("SIP-AUT-09")
 @given(
     st.integers(1, 5),
     st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6), st.sampled_from([0.0, 0.0, 1.0, 50.0])), max_size=150),

@@ -139,6 +139,7 @@ async def test_rfc5626_a_flow_that_takes_the_place_of_another_is_told_with_its_h
         await ua.reconnect(reset=True)
         await ua.register()
         (replaced,) = await eventually(lambda: flow_events(server, "flow.replaced"), what="the heir")
+        await eventually(lambda: len(flow_events(server, "flow.up")) == 2, what="the flow that took its place")
         old, new = (event["flow"] for event in flow_events(server, "flow.up"))
     server.stop()
     assert (replaced["flow"], replaced["heir"]) == (old, new)

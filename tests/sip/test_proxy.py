@@ -203,6 +203,20 @@ def test_rfc3261_19_1_5_where_others_lead_us_becomes_a_request_uri_without_metho
     assert (moved.method, moved.uri) == ("MESSAGE", "sip:old.example;y=1")
 
 
+@pytest.mark.requirement("SIP-CAN-01")
+def test_rfc3261_16_10_a_call_cancelled_while_its_way_is_looked_for_ends_with_487() -> None:
+    rig = Rig()
+    caller, far = rig.wire(), rig.wire()
+    rig.roads["far.example"], rig.held = [far], []
+    call = request("INVITE", "sip:x@far.example")
+    rig.give(caller, call)
+    rig.give(caller, follow_up("CANCEL", call))
+    assert caller.statuses() == [100, 200]
+    for found in rig.held:
+        found()
+    assert (caller.statuses("INVITE"), far.sent) == ([100, 487], [])
+
+
 @pytest.mark.requirement("SIP-CAN-04")
 def test_rfc3261_16_7_a_branch_is_cancelled_once_for_whatever_reasons_there_are() -> None:
     fork = Fork("1", "1", "1")

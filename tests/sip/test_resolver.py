@@ -400,6 +400,7 @@ async def test_reload_with_a_name_changes_nothing(resolver: Resolver, dns: DnsSe
     assert places(await find(resolver, b"sip:h.example:5060")) == [(UDP, "192.0.2.1", 5060)]
 
 
+@pytest.mark.requirement("SIP-WSS-04")
 async def test_rfc6761_6_localhost_and_invalid_are_never_asked_for(resolver: Resolver, dns: DnsServer) -> None:
     for uri in (b"sip:localhost", b"sip:bob@a.LOCALHOST;transport=udp"):
         assert places(start(resolver, uri).result()) == [(UDP, "127.0.0.1", 5060), (UDP, "::1", 5060)]
@@ -426,6 +427,7 @@ async def test_name_of_the_hosts_file_is_never_asked_for(
     assert places(start(resolver, b"sip:edge2").result()) == [(UDP, "192.0.2.3", 5060)]
 
 
+@pytest.mark.requirement("SIP-PRX-28")
 async def test_rfc3261_21_5_4_avoided_destination_is_left_out_for_a_while(
     resolver: Resolver, dns: DnsServer, clock: FakeClock
 ) -> None:

@@ -358,3 +358,27 @@ def test_rfc5118_4_5_received_of_ipv6_is_written_without_brackets(sent: str, pas
     rig.give(caller, request("MESSAGE", "sip:bob@example.com", via=via))
     (message,) = bob.requests("MESSAGE")
     assert message.all("Via")[1] == f"SIP/2.0/UDP {passed}".replace("=B", "=z9hG4bKsix")
+
+
+@pytest.mark.requirement("SIP-TRP-03")
+@pytest.mark.parametrize("method", ["INVITE", "MESSAGE"])
+def test_rfc3261_18_2_2_every_answer_on_udp_goes_to_the_port_of_the_via_without_rport(method: str) -> None:
+    rig = Rig()
+    bob, caller = rig.register("bob"), rig.wire(Transport.UDP, ("198.51.100.77", 40112))
+    via = f"SIP/2.0/UDP h.example:5090;branch=z9hG4bK{method}"
+    rig.give(caller, request(method, "sip:bob@example.com", via=via))
+    rig.give(bob, answer(bob.requests(method)[-1], 486))
+    assert caller.sent == []
+    places = [wire for wire in rig.table.connections.values() if wire.remote == ("198.51.100.77", 5090)]
+    assert sorted({status for wire in places for status in wire.statuses(method)} - {100}) == [486]  # type: ignore[attr-defined]
+
+
+@pytest.mark.requirement("SIP-PRX-24", "SIP-PRX-13")
+def test_rfc3261_16_6_the_ack_of_a_2xx_passes_a_strict_next_hop_too() -> None:
+    rig = Rig()
+    strict, caller = rig.wire(), rig.wire()
+    rig.roads["old.example"] = [strict]
+    routes = "<sip:edge.example:5060;lr>, <sip:old.example>"
+    rig.give(caller, request("ACK", "sip:bob@192.0.2.7", to=IN_DIALOG, Route=routes))
+    (ack,) = strict.requests("ACK")
+    assert (ack.uri, ack.all("Route")) == ("sip:old.example", ["<sip:bob@192.0.2.7>"])
