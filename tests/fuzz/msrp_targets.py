@@ -17,19 +17,21 @@ from tests.msrp.parser import Parsed, parse_frames
 from tests.msrp.recorder import MINA, NORA, PABLO, XM, XN, Bench, E, Recorder, send
 from tests.ua.clock import FakeClock
 
+_PIECES = 4000
 _XP = XN.replace("Ub3n", "Pb3n")
 _TABLE = Bench.make_table(FakeClock())
 _GOOD = send(f"{XM} {XN} {NORA}", MINA, b"probe", tid="prob0001")
 
 
 def cut(mode: int, data: bytes) -> list[bytes]:
-    """Cut an input in pieces of one size, or of many."""
+    """Cut an input in pieces of one size, or of many; in a bounded number of them."""
+    least = len(data) // _PIECES + 1
     if mode % 2:
-        size = mode // 2 + 1
+        size = max(mode // 2 + 1, least)
         return [data[at : at + size] for at in range(0, len(data), size)]
     source, pieces = random.Random(mode), []
     while data:
-        size = source.choice((1, 2, 9, 100, 3000))
+        size = max(source.choice((1, 2, 9, 100, 3000)), least)
         pieces.append(data[:size])
         data = data[size:]
     return pieces
