@@ -126,6 +126,8 @@ def test_rfc5626_5_1_what_asks_for_a_token_over_udp_where_nothing_is_forced(rig:
     assert path_of(rig, tcp, core, plain) == [own_path(rig, tcp)]
     assert path_of(rig, udp, core, f"{plain};{INSTANCE}") == [own_path(rig, udp)]
     assert path_of(rig, udp, core, f"{plain};reg-id=1") == [own_path(rig, udp)]
+    assert path_of(rig, udp, core, f'{plain};expires=60;REG-id=1;q="0.5"') == [own_path(rig, udp)]
+    assert path_of(rig, udp, core, f"{plain};expires=60\r\nContact: <sip:b@10.1.1.2>;reg-id=1") == [own_path(rig, udp)]
     two = f"{plain}, <sip:b@10.1.1.2>;Reg-ID=1"
     assert path_of(rig, udp, core, two) == [own_path(rig, udp)]
     core.take()

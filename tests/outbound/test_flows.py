@@ -97,6 +97,16 @@ def test_keys_rotate_without_loss(links: Links) -> None:
     assert resolve(links, new) is connection
 
 
+@pytest.mark.requirement("OB-TOK-03")
+def test_a_token_says_which_connection_of_which_process_it_is_for_and_of_udp_the_address(links: Links) -> None:
+    keys = TokenKeys([KEY])
+    stream, datagram = links.open(), links.open(Transport.UDP)
+    flow = FlowId(Transport.TCP, 3, 11, BOOT, stream.id)
+    assert keys.unseal(links.flows.token_of(stream)) == flow
+    flow = FlowId(Transport.UDP, 3, 11, BOOT, datagram.id, 1, bytes([203, 0, 113, 77]), 40112)
+    assert keys.unseal(links.flows.token_of(datagram)) == flow
+
+
 @pytest.mark.requirement("OB-TOK-09")
 def test_a_udp_token_of_an_earlier_process_is_tried_once() -> None:
     asked: list[Any] = []

@@ -267,9 +267,17 @@ def test_rfc5627_6_2_nobody_calls_under_the_gruu_of_another() -> None:
         (challenge,) = counter.give(wire, data)
         return [a.status for a in counter.give(wire, with_credentials(data, challenge, "alice", "a"))][-1]
 
+    def temporary(user: str, password: str) -> str:
+        phone = counter.wire()
+        data = register(flow_contact(1), user=user, supported=GRUU)
+        (challenge,) = counter.give(phone, data)
+        return given(counter.give(phone, with_credentials(data, challenge, user, password))[-1])[1]
+
     assert invite(f"<sip:bob@example.com;gr={PHONE}>") == 403
+    assert invite(f"<{temporary('bob', 'b')}>") == 403
     assert counter.asked == []
     assert invite(f"<sip:alice@example.com;gr={PHONE}>") == 480
+    assert invite(f"<{temporary('alice', 'a')}>") == 480
     assert invite(f"<sip:bob@elsewhere.example;gr={PHONE}>") == 480
 
 

@@ -49,6 +49,14 @@ def test_rfc3261_16_6_groups_go_by_q(home: Home) -> None:
 
 
 @pytest.mark.requirement("OB-TGT-02")
+def test_rfc3261_16_6_devices_of_equal_q_are_rung_together(home: Home) -> None:
+    home.register("e1", 1, parameters=";q=0.5")
+    home.register("e2", 2, instance=OTHER, parameters=";q=0.5")
+    home.call()
+    assert (len(home.sent("e1")), len(home.sent("e2"))) == (1, 1)
+
+
+@pytest.mark.requirement("OB-TGT-02")
 def test_rfc3261_16_6_where_not_all_can_be_rung_the_highest_q_is() -> None:
     home = Home(limits={"branches": 1})
     home.register("e1", 1, parameters=";q=0.5")
@@ -288,14 +296,20 @@ def test_rfc5627_6_2_what_goes_through_an_edge_is_recorded_without_a_token(home:
 
 
 @pytest.mark.requirement("OB-TGT-12")
-@pytest.mark.parametrize(("late", "delivered"), [(3.0, True), (0.0, False)])
-def test_rfc3261_16_5_a_device_that_comes_back_in_time_gets_the_request(late: float, delivered: bool) -> None:
-    home = Home(outbound={"late_flow": late})
+@pytest.mark.parametrize(
+    ("outbound", "delivered"), [({"late_flow": 3.0}, True), ({"late_flow": 0.0}, False), ({}, False)]
+)
+def test_rfc3261_16_5_a_device_that_comes_back_in_time_gets_the_request(
+    outbound: dict[str, float], delivered: bool
+) -> None:
+    home = Home(outbound=outbound)
     home.register("e1", 1)
     home.call()
     home.reply("e1", 430)
     assert home.caller.statuses("INVITE") == ([100] if delivered else [100, 480])
     home.rig.advance(1)
+    home.register("e1", 1, instance=OTHER)  # another device is not the one that is waited for
+    assert len(home.sent("e1")) == 1
     home.register("e2", 2)
     assert [invite.uri for invite in home.sent("e2")] == (["sip:bob@10.0.0.2:5062"] if delivered else [])
     if delivered:
@@ -330,5 +344,8 @@ def test_nobody_waits_longer_than_the_caller_and_the_setting_allow(end: str) -> 
         assert home.caller.statuses("INVITE") == [100]
         home.rig.advance(0.4)
         assert home.caller.statuses("INVITE") == [100, 480]
+    latecomers = home.rig.core.latecomers
+    assert latecomers is not None
+    assert len(latecomers) == 0
     home.register("e2", 2)
     assert home.sent("e2") == []
