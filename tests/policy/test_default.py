@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -197,12 +198,45 @@ async def test_the_default_policy_answers_as_no_policy_does_at_an_edge(
     await compare(made[0], made[1], conversation, 11)
 
 
+MINE = """
+from edge.policy import AddressList, MethodRates, ScannerList
+from edge.policy.default import DefaultPolicy
+
+class Mine(DefaultPolicy):
+    blocked = AddressList(networks=["127.0.0.9/32"])
+    scanners = ScannerList()
+    rates = MethodRates({"OPTIONS": (0.001, 2), "SEND": (0.001, 1)})
+"""
+
+
+SCANNER = (
+    b"OPTIONS sip:example.com SIP/2.0\r\nVia: %b\r\nMax-Forwards: 70\r\nFrom: <sip:eve@far.example>;tag=1\r\n"
+    b"To: <sip:example.com>\r\nCall-ID: scan\r\nCSeq: 1 OPTIONS\r\nUser-Agent: friendly-scanner\r\nContent-Length: 0\r\n\r\n"
+)
+
+
+async def test_the_lists_of_the_default_policy_need_only_be_filled(edge_server: EdgeServerFactory) -> None:
+    server = edge_server(open_config(policy={"module": "mine:Mine"}), USERS, started=False)
+    (server.directory / "mine.py").write_text(MINE)
+    server.start()
+    address = ("127.0.0.1", server.port)
+    with socket.create_connection(address, 10, source_address=("127.0.0.9", 0)) as eve:
+        eve.sendall(b"OPTIONS ")
+        with suppress(ConnectionResetError):
+            assert eve.recv(1) == b""
+    async with sip_ua(server, "alice") as alice:
+        alice.send_request(SCANNER % alice.via().encode())
+        assert [(await alice.options("sip:example.com")).status for _ in range(3)] == [200, 200, 503]
+    assert await counted(server, "edge_connections_refused_total", reason="policy") == 1
+    assert await counted(server, "edge_sip_rejected_total", reason="policy_dropped") == 1
+
+
 def test_the_default_policy_is_short_and_uses_the_public_package_alone() -> None:
     source = (ROOT / "edge" / "policy" / "default.py").read_text()
     assert len(source.splitlines()) <= 120
     imported = re.findall(r"^from (\S+) import (.*)$", source, re.MULTILINE)
     public = re.findall(r"import (\w+) as", (ROOT / "edge" / "policy" / "__init__.py").read_text())
-    for module, names in imported[1:]:
+    for module, names in imported[2:]:  # behind `annotations` and `ClassVar`
         assert module.startswith("edge.policy.")
         assert set(names.split(", ")) <= set(public)
     assert not re.search(r"\._|\.tools|\.message\b|\.connection\b", source.partition('"""')[2])
