@@ -27,7 +27,7 @@ log = logging.getLogger("edge.conn")
 
 Address = tuple[str, int]
 
-TURN_OCTETS = 8192  # twice as many are about five milliseconds of the smallest SIP messages
+TURN_OCTETS = 16384  # about five milliseconds of the smallest SIP messages
 _LOOKS = 8  # so often in `idle_timeout` it is asked whether octets left, in `stall_timeout` whether any still wait
 
 

@@ -88,7 +88,7 @@ async def test_a_large_read_is_handed_over_in_turns_and_others_have_theirs(world
     connection, wire = await ours.open(loud)
     other, _ = await ours.open(quiet)
     sizes = pieces_of(loud)
-    data = bytes(range(256)) * 190
+    data = bytes(range(256)) * (6 * TURN_OCTETS // 256 - 1)
     connection.data_received(data)
     assert (sizes, connection.reading_paused) == ([TURN_OCTETS], True)
     other.data_received(b"small")
