@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from tests.conftest import EdgeServer, EdgeServerFactory
 from tests.ua.msrp import MsrpEndpoint
 from tests.ua.sip import SipUA
+from tests.ua.sip_dialog import Call
 from tests.ua.sip_message import Request, Response
 from tests.ua.wait import eventually
 
@@ -48,6 +50,23 @@ def msrp_client(server: EdgeServer, name: str, transport: str = "tls", **options
 def answering(status: int = 200) -> Callable[[SipUA, Request], int]:
     """An `on_request` that answers everything with one status."""
     return lambda ua, request: status
+
+
+async def registered(server: EdgeServer, stack: AsyncExitStack, name: str, transport: str = "tcp") -> SipUA:
+    """A user of `USERS`, registered, until the stack is left."""
+    agent = await stack.enter_async_context(sip_ua(server, name, transport))
+    assert (await agent.register()).status == 200
+    return agent
+
+
+async def cancelled_while_ringing(caller: SipUA, callee: SipUA) -> tuple[Call, Request, Request]:
+    """A call that rang and was cancelled: the caller's side, and the INVITE and CANCEL that wait for an answer."""
+    call = caller.start_invite(callee.uri)
+    invite = await callee.next_request("INVITE")
+    callee.respond(invite, 180)
+    await call.provisional(180)
+    assert (await call.cancel()).status == 200
+    return call, invite, await callee.next_request("CANCEL")
 
 
 async def exchange_messages(caller: SipUA, callee: SipUA, body: bytes = b"hello") -> Response:

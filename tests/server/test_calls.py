@@ -9,7 +9,16 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.conftest import EdgeServer, EdgeServerFactory
-from tests.server.agents import TRANSPORTS, USERS, answering, exchange_messages, open_config, sip_ua
+from tests.server.agents import (
+    TRANSPORTS,
+    USERS,
+    answering,
+    cancelled_while_ringing,
+    exchange_messages,
+    open_config,
+    registered,
+    sip_ua,
+)
 from tests.ua.hostile import HostileClient, HostileUdp
 from tests.ua.sip import CallFailed, SipUA
 from tests.ua.sip_message import Request, header_parameter, uri_parameters
@@ -17,12 +26,6 @@ from tests.ua.wait import eventually
 
 # Every transport calls and is called once.
 PAIRS = [("udp", "tcp"), ("tcp", "tls"), ("tls", "wss"), ("wss", "ws"), ("ws", "udp"), ("udp", "udp")]
-
-
-async def registered(server: EdgeServer, stack: AsyncExitStack, name: str, transport: str) -> SipUA:
-    agent = await stack.enter_async_context(sip_ua(server, name, transport))
-    assert (await agent.register()).status == 200
-    return agent
 
 
 # ------------------------------------------------------------------------------------------ registration
@@ -120,12 +123,7 @@ async def test_cancel_ends_a_ringing_call_with_487(server: EdgeServer) -> None:
     async with AsyncExitStack() as stack:
         alice = await registered(server, stack, "alice", "tcp")
         bob = await registered(server, stack, "bob", "udp")
-        call = alice.start_invite(bob.uri)
-        invite = await bob.next_request("INVITE")
-        bob.respond(invite, 180)
-        await call.provisional(180)
-        assert (await call.cancel()).status == 200
-        cancel = await bob.next_request("CANCEL")
+        call, invite, cancel = await cancelled_while_ringing(alice, bob)
         assert cancel.branch == invite.branch
         assert cancel.uri == invite.uri
         bob.respond(cancel, 200)

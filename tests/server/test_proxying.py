@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.conftest import EdgeServer, EdgeServerFactory, free_port
-from tests.server.agents import LOOPBACK, USERS, answering, open_config, sip_ua
+from tests.server.agents import LOOPBACK, USERS, answering, cancelled_while_ringing, open_config, registered, sip_ua
 from tests.ua.dns import DnsServer
 from tests.ua.sip import CallFailed, SipUA
 from tests.ua.sip_message import address_uri, uri_parameters
@@ -32,12 +32,6 @@ def server(edge_server: EdgeServerFactory, dns: DnsServer) -> EdgeServer:
 def far_peer(transport: str = "udp", port: int = 0, name: str = "far") -> SipUA:
     """Somebody beyond the server, who listens."""
     return SipUA(name, domain="far.example", transport=transport, local_port=port, local_host="127.0.0.1")
-
-
-async def registered(server: EdgeServer, stack: AsyncExitStack, name: str, transport: str = "tcp") -> SipUA:
-    agent = await stack.enter_async_context(sip_ua(server, name, transport))
-    assert (await agent.register()).status == 200
-    return agent
 
 
 def srv(transport: str, *targets: tuple[int, int, str]) -> list[str]:
@@ -271,12 +265,7 @@ async def test_a_call_answered_while_it_is_cancelled_stands(server: EdgeServer) 
     async with AsyncExitStack() as stack:
         alice = await registered(server, stack, "alice", "tcp")
         bob = await registered(server, stack, "bob", "udp")
-        call = alice.start_invite(bob.uri)
-        invite = await bob.next_request("INVITE")
-        bob.respond(invite, 180)
-        await call.provisional(180)
-        assert (await call.cancel()).status == 200
-        cancel = await bob.next_request("CANCEL")
+        call, invite, cancel = await cancelled_while_ringing(alice, bob)
         bob.accept(invite, b"v=1\r\n")
         bob.respond(cancel, 200)
         dialog = await call.dialog()

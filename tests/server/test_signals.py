@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -83,8 +84,9 @@ async def test_sigterm_lets_an_msrp_message_end(edge_server: EdgeServerFactory) 
         assert await ended(server) == 0
 
 
-async def test_the_drain_is_bounded(edge_server: EdgeServerFactory) -> None:
-    server = edge_server(open_config(limits={"drain_timeout": 1}), USERS)
+@contextlib.asynccontextmanager
+async def told_to_end_while_a_phone_rings(make: EdgeServerFactory, drain_s: int) -> AsyncIterator[EdgeServer]:
+    server = make(open_config(limits={"drain_timeout": drain_s}), USERS)
     async with sip_ua(server, "alice", "tcp") as alice, sip_ua(server, "bob", "tcp") as bob:
         await alice.register()
         await bob.register()
@@ -92,18 +94,16 @@ async def test_the_drain_is_bounded(edge_server: EdgeServerFactory) -> None:
         bob.respond(await bob.next_request("INVITE"), 180)
         await call.provisional(180)
         server.signal(signal.SIGTERM)
+        yield server
+
+
+async def test_the_drain_is_bounded(edge_server: EdgeServerFactory) -> None:
+    async with told_to_end_while_a_phone_rings(edge_server, 1) as server:
         assert await ended(server) == 0
 
 
 async def test_a_second_sigterm_stops_now(edge_server: EdgeServerFactory) -> None:
-    server = edge_server(open_config(limits={"drain_timeout": 600}), USERS)
-    async with sip_ua(server, "alice", "tcp") as alice, sip_ua(server, "bob", "tcp") as bob:
-        await alice.register()
-        await bob.register()
-        call = alice.start_invite(bob.uri)
-        bob.respond(await bob.next_request("INVITE"), 180)
-        await call.provisional(180)
-        server.signal(signal.SIGTERM)
+    async with told_to_end_while_a_phone_rings(edge_server, 600) as server:
         await eventually(lambda: "draining" in server.log_text())
         assert server.process is not None
         assert server.process.poll() is None

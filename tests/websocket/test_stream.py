@@ -17,6 +17,7 @@ from edge.connections import Connection, ConnectionTable, Transport
 from edge.events import ConnectionClosed, ConnectionFailed, Event, EventBus
 from edge.stream import StreamConnection
 from edge.websocket import UpgradeRules, WebSocketStream, WebSocketUpgrade
+from tests.outbound.links import TableLimits
 from tests.ua.wait import eventually, within
 
 MASK = bytes.fromhex("37fa213d")
@@ -75,17 +76,6 @@ class PartRecorder(Recorder):
 
     def receive_part(self, connection: Connection, data: bytes, last: bool, now: float) -> None:
         self.parts.append((data, last))
-
-
-@dataclass
-class TableLimits:
-    connections: int = 10
-    connections_per_source: int = 10
-    first_message_timeout: float = 20
-    idle_timeout: float = 3605
-    stall_timeout: float = 60
-    send_queue: int = 262144
-    udp_flows: int = 10
 
 
 @dataclass
