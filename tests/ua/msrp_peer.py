@@ -4,13 +4,13 @@ import asyncio
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterable, Callable, Iterable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tests.ua.link import SECURE, WEBSOCKETS, Link
 from tests.ua.msrp_frame import Frame, FrameError, FrameReader, Headers, build
 from tests.ua.msrp_message import HashSink, Received
 from tests.ua.msrp_writer import MessageWriter, OutgoingChunk, Sent, pieces, regroup
+from tests.ua.peer import Peer
 from tests.ua.wait import deadline
 
 COMMENTS = {
@@ -22,7 +22,7 @@ Answer = int | tuple[int, str] | None
 Body = bytes | Iterable[bytes] | AsyncIterable[bytes] | None
 
 
-class MsrpPeer:
+class MsrpPeer(Peer):
     """What both kinds of endpoint share: any number of connections, one session URI.
 
     Attributes:
@@ -38,6 +38,7 @@ class MsrpPeer:
     """
 
     def __init__(self, name: str, transport: str, scheme: str | None) -> None:
+        super().__init__(name)
         self.name = name
         self.transport = transport
         self.scheme = scheme or ("msrps" if transport in SECURE else "msrp")
@@ -48,7 +49,6 @@ class MsrpPeer:
         self.responses: asyncio.Queue[Frame] = asyncio.Queue()
         self.requests: asyncio.Queue[Frame] = asyncio.Queue()
         self.frames: list[tuple[str, Frame]] = []
-        self.errors: list[Exception] = []
         self.misrouted: list[Frame] = []
         self.answer: Answer | Callable[[Frame], Answer] = 200
         self.report_success = True
@@ -60,21 +60,6 @@ class MsrpPeer:
         self._readers: dict[Link, FrameReader] = {}
         self._expected: dict[str, asyncio.Future[Frame]] = {}
         self._sending = asyncio.Lock()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.stop()
-        if kind is None and self.errors:
-            raise AssertionError(f"{self.name} received what it could not read: {self.errors}")
-
-    async def start(self) -> None:
-        """Connect, or listen."""
-        raise NotImplementedError
 
     async def stop(self) -> None:
         """Close every connection."""

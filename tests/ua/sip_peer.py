@@ -7,11 +7,11 @@ import secrets
 import ssl
 import uuid
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tests.ua import stun
 from tests.ua.link import WEBSOCKETS, Address, Link, LinkServer, UdpEndpoint, listen, open_link, open_udp
+from tests.ua.peer import Peer
 from tests.ua.sip_keepalive import KeepAlive
 from tests.ua.sip_message import (
     HeaderArgument,
@@ -28,7 +28,7 @@ from tests.ua.wait import deadline
 RequestHandler = Callable[[Any, Request], Any]
 
 
-class SipPeer:
+class SipPeer(Peer):
     """Someone who speaks SIP over one transport: connected to `server`, or listening without one.
 
     Args:
@@ -70,6 +70,7 @@ class SipPeer:
         retransmit: bool = False,
         timeout: float = 10.0,
     ) -> None:
+        super().__init__(user)
         self.user, self.domain = user, domain
         self.server, self.transport = server, transport
         self.local_host, self.local_port = local_host, local_port
@@ -82,7 +83,6 @@ class SipPeer:
         self.incoming: asyncio.Queue[Request] = asyncio.Queue()
         self.on_request: RequestHandler | None = None
         self.trace: list[tuple[str, bytes]] = []
-        self.errors: list[Exception] = []
         self.stray: list[Response] = []
         self.route: list[str] = []
         self.retransmissions_absorbed = 0
@@ -99,17 +99,6 @@ class SipPeer:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- life ---------------------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.stop()
-        if kind is None and self.errors:
-            raise AssertionError(f"{self.user} received what it could not read: {self.errors}")
 
     async def start(self) -> None:
         """Open the socket: connect to the server, or listen if there is none."""
