@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from edge.errors import RemoteError
 from edge.sip import headers as h
 from edge.sip.forward import Routes
 from edge.sip.grammar import split_outside
 from edge.sip.message import Message
-from edge.sip.uri import SipUri, parse_uri
+from edge.sip.uri import SipUri
 
 
 def server_key(message: Message, method: bytes) -> bytes:
@@ -18,17 +17,6 @@ def server_key(message: Message, method: bytes) -> bytes:
         return branch + via.key + method
     from_tag = h.read_tag(message.texts[h.FROM]) or b""
     return b"|".join((message.uri, from_tag, message.texts[h.CALL_ID], b"%d" % message.cseq, via.text, method))
-
-
-def contact_has_ob(message: Message) -> bool:
-    """Whether the Contact URI carries `;ob` (RFC 5626 §5.3.2)."""
-    value = message.value(h.CONTACT)
-    if value is None or b"ob" not in value.lower():
-        return False
-    try:
-        return b"ob" in parse_uri(h.parse_name_addr(value).uri).parameters
-    except RemoteError:
-        return False
 
 
 def has_flag(parameters: bytes, name: bytes) -> bool:
