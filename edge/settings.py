@@ -131,6 +131,7 @@ class Sip(Section, frozen=True):
     nameservers: tuple[str, ...] = ()
     dns_timeout: Wait = 5.0
     recurse: bool = False
+    forking: Literal["parallel", "serial"] = "parallel"
     websocket_received: bool = True
     third_party: tuple[str, ...] = ()
     strict_path: bool = False

@@ -96,8 +96,7 @@ def build_sip(settings: Settings, world: World, addresses: Addresses, reach: Rea
     )
     force = _build_force(settings)
     edging = _build_edging(settings, world, addresses, uris, force)
-    order, branches = settings.outbound.flow_order, settings.limits.branches
-    devices = Devices(addresses, world.flows, uris, force, order=order, branches=branches)
+    devices = _build_devices(settings, world.flows, addresses, uris, force)
     targets = TargetFinder(
         addresses,
         location,
@@ -157,6 +156,11 @@ def _build_access(settings: Settings, world: World, addresses: Addresses, uris: 
         third_party=settings.sip.third_party,
         fallback_s=settings.auth.nonce_lifetime,
     )
+
+
+def _build_devices(settings: Settings, flows: FlowTable, addresses: Addresses, uris: UriCache, force: Force) -> Devices:
+    order, branches, serial = settings.outbound.flow_order, settings.limits.branches, settings.sip.forking == "serial"
+    return Devices(addresses, flows, uris, force, order=order, branches=branches, serial=serial)
 
 
 def _build_force(settings: Settings) -> Force:

@@ -23,13 +23,21 @@ _TRIES = 8  # flows of one device for one request
 class Devices:
     """Makes targets. `order` among flows of equal state and q: "recent" (the last refreshed first) or "regid".
 
-    `branches` is how many devices are rung at most.
+    `branches` is how many devices are rung at most. With `serial` those of equal q are rung one after the other.
     """
 
-    __slots__ = ("_addresses", "_branches", "_by_reg_id", "_flows", "_force", "_uris")
+    __slots__ = ("_addresses", "_branches", "_by_reg_id", "_flows", "_force", "_serial", "_uris")
 
     def __init__(
-        self, addresses: Addresses, flows: FlowTable, uris: UriCache, force: Force, *, order: str, branches: int
+        self,
+        addresses: Addresses,
+        flows: FlowTable,
+        uris: UriCache,
+        force: Force,
+        *,
+        order: str,
+        branches: int,
+        serial: bool = False,
     ) -> None:
         self._addresses = addresses
         self._flows = flows
@@ -37,6 +45,7 @@ class Devices:
         self._force = force
         self._by_reg_id = order == "regid"
         self._branches = branches
+        self._serial = serial
 
     def groups(self, bindings: list[Binding], secure: bool, now: float) -> list[Group]:
         """Return one group for each instance, highest q first; a URI on a flow comes only once (OB-TGT-01 to 03).
@@ -52,6 +61,8 @@ class Devices:
             usable = [target for target in targets if target is not None]
             if usable:
                 found.append(usable)
+        if self._serial:
+            _separate(found)
         return found[: self._branches]
 
     def _in_order(self, bindings: list[Binding], now: float) -> list[list[Binding]]:
@@ -116,6 +127,13 @@ class Devices:
             if found is not FlowFault.NOT_A_TOKEN:
                 target.gone = True
                 return
+
+
+def _separate(groups: list[Group]) -> None:
+    """Give every group a q of its own, in the order they have."""
+    for number, group in enumerate(groups):
+        for target in group:
+            target.q = len(groups) - number
 
 
 def _rank_of(ranked: tuple[tuple[int, int, float, int], Binding]) -> tuple[int, int, float, int]:

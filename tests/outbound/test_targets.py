@@ -57,6 +57,19 @@ def test_rfc3261_16_6_devices_of_equal_q_are_rung_together(home: Home) -> None:
 
 
 @pytest.mark.requirement("OB-TGT-02")
+def test_rfc3261_16_6_devices_of_equal_q_are_rung_one_after_the_other_where_that_is_set() -> None:
+    home = Home(sip={"forking": "serial"})
+    home.register("e1", 1, parameters=";q=0.5")
+    home.register("e2", 2, instance=OTHER, parameters=";q=0.5")
+    home.call()
+    assert (len(home.sent("e1")), len(home.sent("e2"))) == (1, 0)
+    home.reply("e1", 486)
+    assert len(home.sent("e2")) == 1
+    home.reply("e2", 486)
+    assert home.caller.statuses("INVITE") == [100, 486]
+
+
+@pytest.mark.requirement("OB-TGT-02")
 def test_rfc3261_16_6_where_not_all_can_be_rung_the_highest_q_is() -> None:
     home = Home(limits={"branches": 1})
     home.register("e1", 1, parameters=";q=0.5")

@@ -147,6 +147,15 @@ def test_the_usual_refresh_is_recognised_and_treated_alike(transport: Transport,
 
 
 @BOTH
+@pytest.mark.parametrize("name", [b"v: ", b"Via:", b"VIA: ", b"Via : "])
+def test_how_a_via_was_written_is_not_remembered_for_the_next_request(transport: Transport, name: bytes) -> None:
+    twins = Twins(transport, digest=False)
+    for data in twins.give([data.replace(b"Via: ", name) for data in twins.variants(3, "z9hG4bKother")]):
+        assert [answer.status for answer in data] == [200]
+    twins.give(twins.variants(4, "z9hG4bKlast"))
+
+
+@BOTH
 def test_without_and_with_wrong_credentials_it_is_challenged_alike(transport: Transport) -> None:
     twins = Twins(transport, digest=True)
     bare = re.sub(rb"Authorization: [^\r]*\r\n", b"", twins.variants(3, "z9hG4bKb")[0])
