@@ -345,6 +345,28 @@ async def test_a_message_that_is_too_large_is_refused_in_both_protocols(with_pol
         assert chunks.responses[0].status == 413
 
 
+async def test_a_connection_is_let_in_by_the_certificate_it_came_with(with_policy: Any, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    own = authority.issue("edge", dns=["example.com"])
+    server = with_policy(
+        """
+        def connection_accepted(self, connection):
+            if connection.transport == "tls" and not has_identity(connection, ["gateway.example"]):
+                connection.reject()
+        """,
+        files={"e.crt": own.certificate.read_bytes(), "e.key": own.private_key.read_bytes()},
+        tls={"certificate": "e.crt", "private_key": "e.key", "client_ca": str(authority.path)},
+    )
+    gateway = authority.client_context(authority.issue("gateway", dns=["gateway.example"]), check_hostname=False)
+    async with stranger(server, transport="tls", ssl_context=gateway) as known:
+        assert await ask(known) == 200
+    other = authority.client_context(authority.issue("other", dns=["other.example"]), check_hostname=False)
+    with pytest.raises((OSError, EOFError)):
+        async with stranger(server, transport="tls", ssl_context=other) as unknown:
+            await ask(unknown, timeout=10)
+    assert await counted(server, "edge_connections_refused_total", reason="policy") == 1
+
+
 async def test_what_a_certificate_says_is_asked_of_its_bearer(with_policy: Any, tmp_path: Path) -> None:
     authority = Authority(tmp_path / "ca")
     own = authority.issue("edge", dns=["example.com"])
