@@ -46,6 +46,7 @@ async def handshake(port: int, *lines: str) -> bytes:
     return answer
 
 
+@pytest.mark.requirement("OB-WS-08")
 async def test_a_websocket_is_decided_on_by_origin_path_query_and_cookies(with_policy: PolicyFactory) -> None:
     server = with_policy("""
         def websocket_upgrade(self, upgrade):
