@@ -20,8 +20,9 @@ ARGS   ?=
 
 SOURCES := pyproject.toml setup.py $(shell find edge -name '*.py')
 SITE     = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-# What runs once more with the compiled modules: all that looks at them, and the server as a process.
-COMPILED := auth connections demux fuzz msrp outbound server sip websocket test_compiled.py
+# What runs once more with the compiled modules: all that looks at them, and the server as a process where most meets.
+COMPILED := auth connections demux fuzz msrp outbound sip websocket test_compiled.py \
+            $(addprefix server/test_,one_port.py torture.py bad_input.py calls.py edge_role.py msrp.py msrp_relays.py websocket.py limits.py)
 
 .PHONY: build run test test-compiled lint fuzz soak chaos clean
 
