@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from edge.server import boot_stamp
 from tests.conftest import EdgeServer, EdgeServerFactory
 from tests.server.agents import (
     TRANSPORTS,
@@ -59,6 +60,12 @@ async def test_a_user_added_by_the_command_may_register_and_nobody_else(edge_ser
     async with sip_ua(server, "bob", "udp") as bob:
         assert (await bob.register()).status == 200
     assert server.metrics().value("edge_auth_failures_total") >= 1
+
+
+def test_two_starts_within_a_second_have_stamps_of_their_own() -> None:
+    assert len({boot_stamp(1.8e9 + tenth / 10) for tenth in range(10)}) == 10
+    assert boot_stamp(1.8e9) != boot_stamp(1.8e9 + 86400 * 365)
+    assert 0 <= boot_stamp(2**40) < 2**32
 
 
 async def test_bindings_on_udp_survive_a_restart_and_those_on_streams_do_not(edge_server: EdgeServerFactory) -> None:
