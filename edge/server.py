@@ -77,7 +77,7 @@ _GRUU_KEY_NAME = "sip.gruu_key"
 def boot_stamp(now: float) -> int:
     """Return what tells one start of this server from every other: the low 32 bits of sixteenths of a second.
 
-    Two starts may be less than a second apart, and a flow token of the first must not lead to a connection of the second.
+    Two starts may be less than a second apart; a token of the first must not lead to a connection of the second.
     """
     return int(now * 16) & 0xFFFFFFFF
 
