@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import EdgeServer, EdgeServerFactory, free_port
-from tests.server.agents import USERS, open_config, sip_ua
+from tests.server.agents import USERS, cancelled_while_ringing, open_config, sip_ua
 from tests.ua.msrp import MsrpEndpoint
 from tests.ua.sip import CallFailed
 from tests.ua.wait import eventually
@@ -84,12 +84,8 @@ async def test_calls_that_are_refused_cancelled_or_lead_nowhere_are_written(edge
         bob.respond(await bob.next_request("INVITE"), 486)
         with pytest.raises(CallFailed):
             await call.dialog()
-        call = alice.start_invite(bob.uri)
-        invite = await bob.next_request("INVITE")
-        bob.respond(invite, 180)
-        await call.provisional(180)
-        await call.cancel()
-        bob.respond(await bob.next_request("CANCEL"), 200)
+        call, invite, cancel = await cancelled_while_ringing(alice, bob)
+        bob.respond(cancel, 200)
         bob.respond(invite, 487)
         with pytest.raises(CallFailed):
             await call.dialog()

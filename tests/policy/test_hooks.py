@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from tests.policy.conftest import PolicyFactory, write_policy
-from tests.server.agents import answering, counted, msrp_client, sip_ua
+from tests.server.agents import answering, cancelled_while_ringing, counted, msrp_client, sip_ua
 from tests.ua.hostile import HostileClient
 from tests.ua.msrp import AuthFailed
 from tests.ua.sip import CallFailed, SipUA
@@ -111,12 +111,8 @@ async def pair(server: Any, stack: AsyncExitStack) -> tuple[SipUA, SipUA]:
 
 
 async def cancelled(alice: SipUA, bob: SipUA) -> None:
-    call = alice.start_invite(bob.uri)
-    invite = await bob.next_request("INVITE")
-    bob.respond(invite, 180)
-    await call.provisional(180)
-    await call.cancel()
-    bob.respond(await bob.next_request("CANCEL"), 200)
+    call, invite, cancel = await cancelled_while_ringing(alice, bob)
+    bob.respond(cancel, 200)
     bob.respond(invite, 487)
     assert (await call.result()).status == 487
 

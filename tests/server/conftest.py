@@ -1,7 +1,8 @@
-"""One server for all tests of a module that need nothing but the usual configuration."""
+"""One server for all tests of a module that need nothing but the usual configuration; room for many sockets."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeServer]:
     shared.start()
     yield shared
     shared.finish()
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Let this process open as many sockets as the machine allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -356,15 +355,6 @@ class TestSilence:
         assert set(answers[6]) <= set(b"\r\n")
         await counted(server, "edge_connections_refused_total", silent + 1, reason="silent")
         await counted(server, "edge_connections_closed_total", before["no_message"] + 6, reason="no_message")
-
-
-@pytest.fixture
-def many_descriptors() -> Iterator[None]:
-    """Let this process open as many sockets as the machine allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def resident(server: EdgeServer) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import socket
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -30,15 +28,6 @@ BEGINNINGS = {
     "body": (HEAD + b"Content-Length: 60000\r\n\r\n", "message_timeout"),
     "upgrade": (b"GET / HTTP/1.1\r\nX: ", "upgrade_timeout"),
 }
-
-
-@pytest.fixture
-def many_descriptors() -> Iterator[None]:
-    """Let this process open as many sockets as the machine allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Crowd:
