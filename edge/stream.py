@@ -95,19 +95,22 @@ class StreamConnection(Connection):
 
     def data_received(self, data: bytes) -> None:
         """Hand octets to the handler; those that come after our end are thrown away."""
-        table = self.table
-        now = self.last_received = table.now()
+        now = self.last_received = self.table.now()
         self.octets_in += len(data)
         if self.closed:
             return
         if len(data) > self.turn_octets or self._rest or self._turn_due:
             self._take_turns(data)
             return
-        table.begin_read()
+        self._deliver(data, now)
+
+    def _deliver(self, data: bytes, now: float) -> None:
+        """Let the handler read; what it sends meanwhile leaves together."""
+        self.table.begin_read()
         try:
             self.handler.receive_data(self, data, now)
         finally:
-            table.end_read()
+            self.table.end_read()
 
     def _take_turns(self, data: bytes) -> None:
         """Hand over a large read piece by piece, one in each turn of the loop, and read no more meanwhile.
@@ -142,11 +145,7 @@ class StreamConnection(Connection):
         if self.closed:
             self._rest = b""
             return
-        self.table.begin_read()
-        try:
-            self.handler.receive_data(self, piece, self.table.now())
-        finally:
-            self.table.end_read()
+        self._deliver(piece, self.table.now())
 
     def eof_received(self) -> bool:
         """The peer has finished sending; True keeps the way back open for answers that are owed."""

@@ -9,7 +9,7 @@ from edge.msrp.framing import END_LINE, find_line
 
 _END = len(END_LINE)
 
-# A SEND with its headers in the order most clients write them, or a 200 without surprises.
+# The headers of the SEND stand in the order most clients write them.
 USUAL = re.compile(
     rb"MSRP (" + TRANSACTION_ID + rb") (?:SEND\r\n"
     rb"(To-Path: .+\r\nFrom-Path: .+\r\n)"

@@ -98,7 +98,8 @@ class SipCore:
         self.clock = clock
         self.max_branches = max_branches
         self.stamper = Stamper(addresses, flows, random(6).hex().encode("ascii"))
-        self._recorder = Recorder(self.stamper, flows, targets.force, None if edging else registration.trusted_edge)
+        behind_edges = None if edging else registration.trusted_edge
+        self._recorder = Recorder(self.stamper, flows, targets.force, behind_edges, uris)
         self.draining = False
         self.calls = calls
         self.request_hook: Callable[[Connection, Message, float], bool] | None = None  # a policy's; True: it has it

@@ -77,16 +77,8 @@ class SipStream(Timed):
             return
         if self._buffer:
             data = self._buffer + data
-        elif self._message is not None:
-            pass
-        elif data == _EMPTY_LINE:
-            if self._take_ping(connection, now):
-                return
-        elif data[:9] == _REGISTER:
-            if self._shared.receiver.receive_refresh(connection, data, now):
-                if blocks is not None:
-                    blocks.count(connection.source)
-                return
+        elif self._message is None and self._take_usual(connection, data, now):
+            return
         position = 0
         end = len(data)
         while position < end:
@@ -166,6 +158,16 @@ class SipStream(Timed):
             return False
         self._end(connection, message, RemoteError(513, "header_block", "the headers are too long"))
         return False
+
+    def _take_usual(self, connection: Connection, data: bytes, now: float) -> bool:
+        """Take a read that is all a ping, or a REGISTER that was seen before; False when it is to be cut."""
+        if data == _EMPTY_LINE:
+            return self._take_ping(connection, now)
+        if data[:9] != _REGISTER or not self._shared.receiver.receive_refresh(connection, data, now):
+            return False
+        if self._shared.blocks is not None:
+            self._shared.blocks.count(connection.source)
+        return True
 
     def _take_ping(self, connection: Connection, now: float) -> bool:
         """Answer a ping that came alone between messages."""

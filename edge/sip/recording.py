@@ -22,13 +22,18 @@ class Recorder:
     __slots__ = ("_behind_edges", "_flows", "_force", "_stamper", "_uris")
 
     def __init__(
-        self, stamper: Stamper, flows: FlowTable, force: Force, behind_edges: Callable[[str], bool] | None
+        self,
+        stamper: Stamper,
+        flows: FlowTable,
+        force: Force,
+        behind_edges: Callable[[str], bool] | None,
+        uris: UriCache,
     ) -> None:
         self._stamper = stamper
         self._flows = flows
         self._force = force
         self._behind_edges = behind_edges
-        self._uris = UriCache()
+        self._uris = uris
 
     def source_token(self, connection: Connection, message: Message, routes: Routes) -> bytes | None:
         """Return the token of the flow a request came by, None where it is not that of a client.

@@ -190,7 +190,7 @@ class UriCache:
         return uri
 
     def parse_bracketed(self, value: bytes) -> SipUri:
-        """Read the URI of one Route value, remembered with its brackets; raises as `parse_name_addr` does."""
+        """Read the URI of a Route or Contact value, remembered with its brackets; raises as `parse_name_addr` does."""
         uri = self._known.get(value)
         if uri is None:
             uri = parse_uri(parse_name_addr(value).uri)
