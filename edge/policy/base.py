@@ -47,4 +47,4 @@ class Policy:
         """An MSRP frame came: AUTH, SEND, REPORT, a response, or what nobody knows."""
 
     def ended(self, what: Ended) -> Awaitable[None] | None:
-        """An MSRP session has ended."""
+        """A call, or an MSRP session, is over."""

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from edge.msrp.uri import parse_uri as parse_msrp_uri
 from edge.networks import Network, NetworkSet
+from edge.policy.text import decode
 from edge.rates import source_key
 from edge.sip.uri import parse_uri as parse_sip_uri
 
@@ -187,7 +188,7 @@ class DomainList:
         raw = uri.encode("utf-8", "surrogateescape")
         if raw[:4].lower() == b"msrp":
             return parse_msrp_uri(raw).host in self
-        return parse_sip_uri(raw).host.decode("utf-8", "surrogateescape") in self
+        return decode(parse_sip_uri(raw).host) in self
 
 
 def has_identity(what: HasIdentities, names: Iterable[str]) -> bool:

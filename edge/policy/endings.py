@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edge.events import EventBus, SessionClosed
+from edge.policy.text import decode
 from edge.policy.tools import Tools
 from edge.policy.views import Ended
 from edge.sip.calls import Values
@@ -66,4 +67,4 @@ class Endings:
 
 def _text(value: object) -> str:
     assert isinstance(value, bytes)
-    return value.decode("utf-8", "surrogateescape")
+    return decode(value)

@@ -12,7 +12,7 @@ from edge.msrp.framing import Frame
 from edge.msrp.operations import Operations
 from edge.msrp.session import Session
 from edge.msrp.uri import MsrpUri, parse_uri
-from edge.policy.messages import decode, encode, header_line
+from edge.policy.text import decode, encode, header_line
 from edge.policy.views import Headers, Peer
 
 if TYPE_CHECKING:
@@ -174,9 +174,7 @@ class MsrpFrame(Peer):
 
     def add_header(self, name: str, value: str) -> None:
         """Add a header to what goes on; ValueError for one that cannot be changed."""
-        key = encode(name).lower()
-        if key in _FIXED:
-            raise ValueError(f"{name} cannot be changed")
+        key = _free_key(name)
         self._write_header(header_line(name, value))
         self.frame.head.headers.append((key, encode(value)))
 
@@ -220,9 +218,7 @@ class MsrpFrame(Peer):
 
     def remove_header(self, name: str) -> int:
         """Take all headers of a name out of what goes on; returns how many there were."""
-        key = encode(name).lower()
-        if key in _FIXED:
-            raise ValueError(f"{name} cannot be changed")
+        key = _free_key(name)
         found = self._drop_lines(key)
         head = self.frame.head
         head.headers = [(known, value) for known, value in head.headers if known != key]
@@ -287,6 +283,14 @@ class MsrpFrame(Peer):
         """Find the session of a URI of ours."""
         parse_uri(encode(uri))
         return self.operations.look_up(encode(uri), self.tools.relay.clock())
+
+
+def _free_key(name: str) -> bytes:
+    """Return a header name as the head keeps it; ValueError for one that cannot be changed."""
+    key = encode(name).lower()
+    if key in _FIXED:
+        raise ValueError(f"{name} cannot be changed")
+    return key
 
 
 def _text(value: bytes | None) -> str | None:

@@ -7,8 +7,8 @@ a hook is called ─► what it decides about is set aside, its connection is no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from edge.connections import Connection
 from edge.errors import RemoteError
@@ -16,10 +16,10 @@ from edge.msrp.framing import Frame
 from edge.msrp.handler import MsrpHandler
 from edge.msrp.holding import admit, go_on, hold
 from edge.policy.frames import MsrpFrame
-from edge.policy.messages import decode
 from edge.policy.requests import SipRequest
 from edge.policy.responses import SipResponse
-from edge.policy.views import NewConnection, Registering, Upgrading, User
+from edge.policy.text import decode
+from edge.policy.views import Ended, NewConnection, Registering, Upgrading, User
 from edge.sip.branch import Branch
 from edge.sip.message import Message
 from edge.sip.registrar import Plan
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from edge.policy.runner import Decided, PolicyRunner
 
 Allowed = Callable[[bool], None]
+V = TypeVar("V")
+Hook = Callable[[V], Awaitable[None] | None]
 
 
 class LaterHooks:
@@ -42,6 +44,18 @@ class LaterHooks:
         self._relay = runner.relay
         self._tools = runner.tools
         self._start = runner.receiver.start
+
+    def _ask(
+        self, name: str, connection: Connection | None, hook: Hook[V], view: V, then: Callable[[bool], None]
+    ) -> bool:
+        """Run a hook; `then` is told whether it worked, errors are counted and logged. False: no room for it."""
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._runner.fail(name, error)
+            then(error is None)
+
+        return self._start(connection, lambda: hook(view), done)
 
     # -- SIP
 
@@ -69,28 +83,23 @@ class LaterHooks:
     def response(self, client: ClientTransaction, message: Message, now: float) -> bool:
         """Let a response wait; where there is no room for that it goes on."""
         response = SipResponse(self._tools, client, message)
-        policy = self._runner.policy
 
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                self._runner.fail("sip_response", error)
+        def then(_worked: bool) -> None:
             if not response.dropped:
                 client.receive_response(message, self._core.clock())
 
-        return not self._start(client.connection, lambda: policy.sip_response(response), done)
+        hook = self._runner.policy.sip_response
+        return not self._ask("sip_response", client.connection, hook, response, then)
 
     def branch(self, branch: Branch, request: bytes, connection: Connection) -> bytes | None:
         """Let a branch wait before it leaves; what comes from whoever sent its request waits behind it."""
         view = self._runner.view_branch(branch, request, connection)
-        policy = self._runner.policy
 
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                self._runner.fail("before_forward", error)
-            chosen = b"" if error is not None or view.refused else view.message.encode() if view.changed else request
-            branch.decide(chosen, connection, self._core.clock())
+        def then(worked: bool) -> None:
+            branch.decide(view.verdict(request) if worked else b"", connection, self._core.clock())
 
-        if not self._start(branch.context.source, lambda: policy.before_forward(view), done):
+        hook = self._runner.policy.before_forward
+        if not self._ask("before_forward", branch.context.source, hook, view, then):
             return b""
         branch.set_aside()
         return None
@@ -98,59 +107,49 @@ class LaterHooks:
     def registration(self, connection: Connection, plan: Plan, decided: Callable[[RemoteError | None], None]) -> bool:
         """Let bindings wait before they are stored."""
         view = Registering(self._tools, connection, plan)
-        policy = self._runner.policy
 
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                self._runner.fail("registration", error)
-                decided(RemoteError(500, "policy_error"))
-            else:
-                decided(RemoteError(view.code, "policy", view.reason) if view.code else None)
+        def then(worked: bool) -> None:
+            decided(view.verdict() if worked else RemoteError(500, "policy_error"))
 
-        return self._start(connection, lambda: policy.registration(view), done)
+        return self._ask("registration", connection, self._runner.policy.registration, view, then)
 
     def user(self, connection: Connection, name: bytes, decided: Allowed) -> bool:
         """Let a request of somebody known wait."""
         return self._know(User(self._tools, connection, "sip", decode(name)), decided)
 
     def _know(self, user: User, decided: Allowed) -> bool:
-        policy = self._runner.policy
+        def then(worked: bool) -> None:
+            decided(worked and not user.code)
 
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                self._runner.fail("user_known", error)
-            decided(error is None and not user.code)
+        return self._ask("user_known", user.connection, self._runner.policy.user_known, user, then)
 
-        return self._start(user.connection, lambda: policy.user_known(user), done)
+    def ended(self, what: Ended) -> None:
+        """Tell of what is over; nothing waits for that."""
+        self._ask("ended", None, self._runner.policy.ended, what, lambda _worked: None)
 
     # -- connections
 
     def accept(self, connection: Connection) -> bool:
         """Let a connection in, and read nothing of it yet."""
         view = NewConnection(self._tools, connection)
-        policy = self._runner.policy
 
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                self._runner.fail("connection_accepted", error)
-            if (error is not None or view.refused) and not connection.closed:
+        def then(worked: bool) -> None:
+            if (view.refused or not worked) and not connection.closed:
                 connection.table.refuse(connection.source, "policy")
                 connection.fail("policy")
 
-        return self._start(connection, lambda: policy.connection_accepted(view), done)
+        return self._ask("connection_accepted", connection, self._runner.policy.connection_accepted, view, then)
 
     def upgrade(self, connection: Connection, request: UpgradeRequest, decided: Decided) -> None:
         """Let a handshake wait."""
         view = Upgrading(self._tools, connection, request)
-        policy = self._runner.policy
 
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                self._runner.fail("websocket_upgrade", error)
+        def then(worked: bool) -> None:
+            if not worked:
                 view.code = 500
-            decided(HttpRefusal(view.code, view.headers) if view.code else None)
+            decided(view.verdict())
 
-        if not self._start(connection, lambda: policy.websocket_upgrade(view), done):
+        if not self._ask("websocket_upgrade", connection, self._runner.policy.websocket_upgrade, view, then):
             decided(HttpRefusal(503))
 
     # -- MSRP

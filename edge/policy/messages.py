@@ -1,7 +1,6 @@
 """SIP messages as hooks see them: what requests and responses have in common.
 
-Text is UTF-8; octets that are none survive a change unharmed (surrogates). Headers that identify a message, or say
-where it ends, cannot be changed.
+Headers that identify a message, or say where it ends, cannot be changed.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge.connections import Connection
+from edge.policy.text import decode, encode, header_line
 from edge.policy.views import Peer
 from edge.sip import headers as h
-from edge.sip.grammar import is_token
 from edge.sip.message import Message, split_head
 
 if TYPE_CHECKING:
@@ -20,26 +19,6 @@ if TYPE_CHECKING:
 _FIXED = frozenset(
     ("via", "v", "from", "f", "to", "t", "call-id", "i", "cseq", "content-length", "l", "max-forwards")
 )  # fmt: skip
-
-
-def encode(text: str) -> bytes:
-    """Turn a hook's text into octets; line ends in it are an error, for they would begin a header of their own."""
-    data = text.encode("utf-8", "surrogateescape")
-    if b"\r" in data or b"\n" in data or b"\0" in data:
-        raise ValueError("no line ends in a header")
-    return data
-
-
-def decode(data: bytes) -> str:
-    """Turn octets into text for a hook."""
-    return data.decode("utf-8", "surrogateescape")
-
-
-def header_line(name: str, value: str) -> bytes:
-    """Write a header line; ValueError for what cannot be one."""
-    if not is_token(encode(name)):
-        raise ValueError(f"{name!r} is not the name of a header")
-    return encode(name) + b": " + encode(value)
 
 
 class SipMessage(Peer):

@@ -8,8 +8,9 @@ from edge.connections import Connection
 from edge.errors import RemoteError
 from edge.outbound.flows import FlowFault
 from edge.outbound.path import is_first_hop
-from edge.policy.messages import SipMessage, decode, encode, header_line
+from edge.policy.messages import SipMessage
 from edge.policy.routing import ROUTES, Flow, Route, Step, find_flows, read_step
+from edge.policy.text import decode, encode, header_line
 from edge.policy.views import Headers
 from edge.sip import headers as h
 from edge.sip.forward import read_routes

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge.connections import Connection
-from edge.policy.messages import SipMessage, decode
+from edge.policy.messages import SipMessage
+from edge.policy.text import decode
 from edge.sip.branch import Branch
 from edge.sip.message import Message
 
@@ -73,3 +74,9 @@ class SipBranch(SipMessage):
     def refuse(self) -> None:
         """Do not send this branch; the next one takes its place."""
         self.refused = True
+
+    def verdict(self, written: bytes) -> bytes:
+        """Return what leaves in place of what was `written`, b"" for nothing."""
+        if self.refused:
+            return b""
+        return self.message.encode() if self.changed else written

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge.connections import format_address
 from edge.outbound.flows import FlowFault
-from edge.policy.messages import decode, encode
+from edge.policy.text import decode, encode
 from edge.sip.message import Aim
 from edge.sip.uri import parse_uri
 

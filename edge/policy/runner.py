@@ -11,7 +11,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edge.connections import Connection, ConnectionTable, Transport
 from edge.errors import RemoteError
@@ -24,10 +24,10 @@ from edge.policy.endings import Endings
 from edge.policy.frames import MsrpFrame
 from edge.policy.later import LaterHooks
 from edge.policy.loading import HOOKS, is_overridden
-from edge.policy.messages import decode
 from edge.policy.order import OrderedReceiver
 from edge.policy.requests import SipRequest
 from edge.policy.responses import SipBranch, SipResponse
+from edge.policy.text import decode
 from edge.policy.tools import Tools
 from edge.policy.views import Ended, NewConnection, Registering, Upgrading, User
 from edge.sip.access import Refusal
@@ -43,6 +43,7 @@ log = logging.getLogger("edge.policy")
 
 Decided = Callable[[HttpRefusal | None], None]
 F = TypeVar("F")
+V = TypeVar("V")
 _SEEING_SIP = ("sip_request", "registration", "user_known", "sip_response")
 _LOG_EVERY_S = 1.0  # for each hook
 
@@ -118,6 +119,15 @@ class PolicyRunner:
             self._logged[hook] = now + _LOG_EVERY_S
             log.error("policy hook failed hook=%s error=%s: %s", hook, type(error).__name__, error, exc_info=error)
 
+    def _call(self, name: str, hook: Callable[[V], object], view: V) -> bool:
+        """Call a plain hook; False when it raised, which is counted and logged."""
+        try:
+            hook(view)
+        except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
+            self.fail(name, error)
+            return False
+        return True
+
     # -- SIP
 
     def _request(self, connection: Connection, message: Message, now: float) -> bool:
@@ -152,10 +162,7 @@ class PolicyRunner:
 
     def _response(self, client: ClientTransaction, message: Message, now: float) -> bool:
         response = SipResponse(self.tools, client, message)
-        try:
-            self.policy.sip_response(response)
-        except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
-            self.fail("sip_response", error)
+        self._call("sip_response", self.policy.sip_response, response)
         return not response.dropped
 
     def view_branch(self, branch: Branch, request: bytes, connection: Connection) -> SipBranch:
@@ -167,24 +174,14 @@ class PolicyRunner:
 
     def _branch(self, branch: Branch, request: bytes, connection: Connection) -> bytes:
         view = self.view_branch(branch, request, connection)
-        try:
-            self.policy.before_forward(view)
-        except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
-            self.fail("before_forward", error)
-            return b""
-        if view.refused:
-            return b""
-        return view.message.encode() if view.changed else request
+        return view.verdict(request) if self._call("before_forward", self.policy.before_forward, view) else b""
 
     def _register(self, connection: Connection, message: Message, plan: Plan) -> None:
         view = Registering(self.tools, connection, plan)
-        try:
-            self.policy.registration(view)
-        except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
-            self.fail("registration", error)
-            raise RemoteError(500, "policy_error") from None
-        if view.code:
-            raise RemoteError(view.code, "policy", view.reason)
+        if not self._call("registration", self.policy.registration, view):
+            raise RemoteError(500, "policy_error")
+        if (refusal := view.verdict()) is not None:
+            raise refusal
 
     def _user(self, connection: Connection, name: bytes) -> Refusal | None:
         return (403, ()) if self._refuses(User(self.tools, connection, "sip", decode(name))) else None
@@ -193,32 +190,19 @@ class PolicyRunner:
         return not self._refuses(User(self.tools, source.connection, "msrp", decode(name)))
 
     def _refuses(self, user: User) -> bool:
-        try:
-            self.policy.user_known(user)
-        except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
-            self.fail("user_known", error)
-            return True
-        return user.code != 0
+        return not self._call("user_known", self.policy.user_known, user) or user.code != 0
 
     # -- connections
 
     def _accept(self, connection: Connection) -> bool:
         view = NewConnection(self.tools, connection)
-        try:
-            self.policy.connection_accepted(view)
-        except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
-            self.fail("connection_accepted", error)
-            return False
-        return not view.refused
+        return self._call("connection_accepted", self.policy.connection_accepted, view) and not view.refused
 
     def _upgrade(self, connection: Connection, request: UpgradeRequest, decided: Decided) -> None:
         view = Upgrading(self.tools, connection, request)
-        try:
-            self.policy.websocket_upgrade(view)
-        except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
-            self.fail("websocket_upgrade", error)
+        if not self._call("websocket_upgrade", self.policy.websocket_upgrade, view):
             view.code = 500
-        decided(HttpRefusal(view.code, view.headers) if view.code else None)
+        decided(view.verdict())
 
     # -- MSRP
 
@@ -244,17 +228,7 @@ class PolicyRunner:
         self.relay.forwarder.refuse(view.handler, view.frame.head, error, now)
 
     def _tell_ended(self, what: Ended) -> None:
-        def call() -> Any:
-            return self.policy.ended(what)
-
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                self.fail("ended", error)
-
         if inspect.iscoroutinefunction(self.policy.ended):
-            self.receiver.start(None, call, done)
-            return
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
-            done(error)
+            self._later.ended(what)
+        else:
+            self._call("ended", self.policy.ended, what)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from edge.connections import Address, Connection
-from edge.websocket import UpgradeRequest
+from edge.errors import RemoteError
+from edge.policy.text import decode
+from edge.websocket import Refusal, UpgradeRequest
 
 if TYPE_CHECKING:
     from edge.policy.tools import Tools
@@ -14,13 +16,6 @@ if TYPE_CHECKING:
 
 Headers = Sequence[tuple[str, str]]
 Detail = str | int | float | bool
-
-
-class HasConnection(Protocol):
-    """What a check by address needs."""
-
-    @property
-    def source(self) -> str: ...
 
 
 class Lent:
@@ -148,6 +143,10 @@ class Upgrading(Peer):
         self.code = code
         self.headers = tuple(headers)
 
+    def verdict(self) -> Refusal | None:
+        """Return what was decided: None lets the client in."""
+        return Refusal(self.code, self.headers) if self.code else None
+
 
 class Registering(Peer):
     """A registration that may be stored; `reject` keeps it from being so."""
@@ -163,17 +162,17 @@ class Registering(Peer):
     @property
     def user(self) -> str:
         """The address of record, `user@domain`."""
-        return self.plan.aor.decode("utf-8", "surrogateescape")
+        return decode(self.plan.aor)
 
     @property
     def contacts(self) -> list[tuple[str, int]]:
         """The contacts to store, each with the seconds it gets."""
-        return [(binding.contact.decode("utf-8", "surrogateescape"), seconds) for binding, _, seconds in self.plan.put]
+        return [(decode(binding.contact), seconds) for binding, _, seconds in self.plan.put]
 
     @property
     def removed(self) -> list[str]:
         """The contacts that go."""
-        return [binding.contact.decode("utf-8", "surrogateescape") for binding in self.plan.remove]
+        return [decode(binding.contact) for binding in self.plan.remove]
 
     @property
     def new(self) -> bool:
@@ -184,6 +183,10 @@ class Registering(Peer):
         """Answer this, and store nothing."""
         self.code = code
         self.reason = reason
+
+    def verdict(self) -> RemoteError | None:
+        """Return what was decided: None lets the bindings be stored."""
+        return RemoteError(self.code, "policy", self.reason) if self.code else None
 
 
 class User(Peer):
