@@ -17,7 +17,7 @@ _SPECIAL = re.compile(rb'["<>,;\\]')
 _LABEL = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
 _NUMERIC = re.compile(rb"[0-9.]+")
 _HEX = re.compile(rb"%[0-9A-Fa-f]{2}")
-_BLANKS = b" \t\r\n"
+BLANKS = b" \t\r\n"  # around a value, whose first and last line may be folds alone
 
 
 def syntax_error(label: str, detail: str = "") -> RemoteError:
@@ -65,7 +65,7 @@ def end_of_quoted(value: bytes, start: int) -> int:
 def split_outside(value: bytes, separator: bytes) -> list[bytes]:
     """Split at `separator` (one octet) outside of quotes and angle brackets; pieces are trimmed."""
     if b'"' not in value and b"<" not in value:
-        return [piece.strip(_BLANKS) for piece in value.split(separator)]
+        return [piece.strip(BLANKS) for piece in value.split(separator)]
     pieces: list[bytes] = []
     start = position = 0
     depth = False
@@ -79,11 +79,11 @@ def split_outside(value: bytes, separator: bytes) -> list[bytes]:
         elif found == b">":
             depth = False
         elif found == separator and not depth:
-            pieces.append(value[start : match.start()].strip(_BLANKS))
+            pieces.append(value[start : match.start()].strip(BLANKS))
             start = position
     if depth:
         raise syntax_error("angle_bracket", "an angle bracket is not closed")
-    pieces.append(value[start:].strip(_BLANKS))
+    pieces.append(value[start:].strip(BLANKS))
     return pieces
 
 
@@ -109,11 +109,11 @@ def parse_parameters(value: bytes) -> list[tuple[bytes, bytes | None]]:
     for piece in _raw_parameters(value):
         if piece.isspace():
             continue
-        name, equals, content = piece.strip(_BLANKS).partition(b"=")
-        name = name.rstrip(_BLANKS).lower()
+        name, equals, content = piece.strip(BLANKS).partition(b"=")
+        name = name.rstrip(BLANKS).lower()
         if not is_token(name):
             raise syntax_error("parameter_name", "a parameter name is not a token")
-        parameters.append((name, content.lstrip(_BLANKS) if equals else None))
+        parameters.append((name, content.lstrip(BLANKS) if equals else None))
     return parameters
 
 
@@ -220,4 +220,4 @@ def split_host_port(value: bytes) -> tuple[bytes, int | None]:
             raise syntax_error("host", "text behind an IPv6 reference")
         return normalize_host(host), parse_port(rest[1:]) if rest else None
     host, colon, port = value.partition(b":")
-    return normalize_host(host.strip(_BLANKS)), parse_port(port.strip(_BLANKS)) if colon else None
+    return normalize_host(host.strip(BLANKS)), parse_port(port.strip(BLANKS)) if colon else None

@@ -19,11 +19,10 @@ from typing import Final
 
 from edge.errors import RemoteError
 from edge.sip import headers as h
-from edge.sip.grammar import TOKEN_CHARS, end_of_quoted, is_digits, is_token, split_list, syntax_error
+from edge.sip.grammar import BLANKS, TOKEN_CHARS, end_of_quoted, is_digits, is_token, split_list, syntax_error
 
 _COLON: Final = 58
 ViaReader = Callable[[bytes], h.Via]
-_BLANKS: Final = b" \t"
 _QUOTED_PAIR: Final = re.compile(rb"\\.", re.DOTALL)
 _NO_REPEATS: Final[list[tuple[int, int]]] = []
 _NO_TEXTS: Final = [b""] * h.KINDS
@@ -134,7 +133,7 @@ class Message:
 
     def value(self, kind: int) -> bytes | None:
         """Return the value of the first line of `kind`, trimmed, None when absent."""
-        return self.texts[kind].strip(_BLANKS) if self.first[kind] else None
+        return self.texts[kind].strip(BLANKS) if self.first[kind] else None
 
     def indexes(self, kind: int) -> list[int]:
         """Return the indexes of every line of `kind`, top first."""
@@ -150,19 +149,19 @@ class Message:
     def values(self, kind: int) -> list[bytes]:
         """Return the values of every line of `kind`, top first, comma lists not split."""
         if not self.repeats:
-            return [self.texts[kind].strip(_BLANKS)] if self.first[kind] else []
+            return [self.texts[kind].strip(BLANKS)] if self.first[kind] else []
         return [self.value_at(index) for index in self.indexes(kind)]
 
     def value_at(self, index: int) -> bytes:
         """Return the value on line `index`, trimmed."""
         line = self.lines[index]
-        return line[line.index(_COLON) + 1 :].strip(b" \t")
+        return line[line.index(_COLON) + 1 :].strip(BLANKS)
 
     def named(self, name: bytes) -> list[bytes]:
         """Return the values of every line called `name` (any case); for headers without a kind."""
         wanted = name.lower()
         rows = (line.partition(b":") for line in self.lines[1:])
-        return [content.strip(b" \t") for key, _, content in rows if key.strip().lower() == wanted]
+        return [content.strip(BLANKS) for key, _, content in rows if key.strip().lower() == wanted]
 
     def address(self, kind: int) -> h.NameAddr:
         """Read From or To; 400 when it is malformed."""
@@ -351,7 +350,7 @@ def read_content_length(message: Message) -> int | None:
         return None
     if message.repeats and any(kind == h.CONTENT_LENGTH for kind, _ in message.repeats):
         raise h.remote_error_of(h.CONTENT_LENGTH)
-    value = message.texts[h.CONTENT_LENGTH].strip(_BLANKS)
+    value = message.texts[h.CONTENT_LENGTH].strip(BLANKS)
     return int(value) if value.isdigit() and len(value) <= 10 else h.parse_content_length(value)
 
 
@@ -363,7 +362,7 @@ def read_top_via(message: Message, via_reader: ViaReader = h.parse_via) -> None:
     """
     if not message.first[h.VIA]:
         raise syntax_error("via", "no Via")
-    text = message.texts[h.VIA].strip(_BLANKS)
+    text = message.texts[h.VIA].strip(BLANKS)
     try:
         message.via = via_reader(split_list(text)[0] if b"," in text else text)
     except RemoteError as error:
@@ -373,7 +372,7 @@ def read_top_via(message: Message, via_reader: ViaReader = h.parse_via) -> None:
 
 def _read_sent_by(message: Message, text: bytes) -> None:
     with suppress(RemoteError):
-        message.via = h.parse_via(text.partition(b";")[0].partition(b",")[0].rstrip(_BLANKS))
+        message.via = h.parse_via(text.partition(b";")[0].partition(b",")[0].rstrip(BLANKS))
 
 
 def check_request(message: Message, limits: MessageLimits, via_reader: ViaReader = h.parse_via) -> None:
@@ -389,7 +388,7 @@ def check_request(message: Message, limits: MessageLimits, via_reader: ViaReader
     first, texts = message.first, message.texts
     if not (first[h.FROM] and first[h.TO] and first[h.CALL_ID] and first[h.CSEQ]):
         raise syntax_error("missing_header", "From, To, Call-ID or CSeq is missing")
-    number, _, method = texts[h.CSEQ].strip(_BLANKS).partition(b" ")
+    number, _, method = texts[h.CSEQ].strip(BLANKS).partition(b" ")
     if method == message.method and number.isdigit() and len(number) < 10:
         message.cseq = int(number)
     else:
@@ -403,7 +402,7 @@ def check_request(message: Message, limits: MessageLimits, via_reader: ViaReader
 
 
 def _read_odd_cseq(message: Message) -> None:
-    message.cseq, method = h.parse_cseq(message.texts[h.CSEQ].strip(_BLANKS))
+    message.cseq, method = h.parse_cseq(message.texts[h.CSEQ].strip(BLANKS))
     if method != message.method:
         raise RemoteError(501 if message.method not in KNOWN_METHODS else 400, "cseq_method", "CSeq has another method")
 
@@ -423,9 +422,9 @@ def check_response(message: Message, via_reader: ViaReader = h.parse_via) -> Non
     first = message.first
     if not (first[h.CSEQ] and first[h.CALL_ID] and first[h.FROM] and first[h.TO]):
         raise syntax_error("missing_header", "From, To, Call-ID or CSeq is missing")
-    number, _, method = message.texts[h.CSEQ].strip(_BLANKS).partition(b" ")
+    number, _, method = message.texts[h.CSEQ].strip(BLANKS).partition(b" ")
     if not number.isdigit() or len(number) > 9 or not method.isalpha():
-        message.cseq, method = h.parse_cseq(message.texts[h.CSEQ].strip(_BLANKS))
+        message.cseq, method = h.parse_cseq(message.texts[h.CSEQ].strip(BLANKS))
     else:
         message.cseq = int(number)
     message.method = method

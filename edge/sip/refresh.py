@@ -68,8 +68,8 @@ class Refresh:
         if not separator or not top < cseq or (credentials and credentials < cseq) or not via.branch:
             return False
         fixed = rows[top]
-        if not fixed.startswith(b"Via: "):  # the answer is written as the request was: `v:`, or without the blank
-            return False
+        if not fixed.startswith(b"Via: %b;branch=" % head) or fixed[-1:] in b" \t":
+            return False  # the answer is written as the request was: `v:`, without the blank or with more
         rows[top] = b"Via: " + via.text
         stops = [*rows[:top], b"Via: " + head + b";branch="]
         self._start = _CRLF.join(stops)

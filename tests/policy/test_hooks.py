@@ -16,7 +16,7 @@ from tests.server.agents import answering, cancelled_while_ringing, counted, msr
 from tests.ua.hostile import HostileClient
 from tests.ua.msrp import AuthFailed
 from tests.ua.sip import CallFailed, SipUA
-from tests.ua.wait import eventually
+from tests.ua.wait import eventually, whole_lines
 
 ENDED = """
     def ended(self, what):
@@ -30,8 +30,7 @@ ENDED = """
 
 
 def notes(server: Any) -> list[str]:
-    path = server.directory / "ended.txt"
-    return path.read_text().splitlines() if path.exists() else []
+    return whole_lines(server.directory / "ended.txt")
 
 
 async def handshake(port: int, *lines: str) -> bytes:

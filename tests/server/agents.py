@@ -12,7 +12,7 @@ from tests.ua.msrp import MsrpEndpoint
 from tests.ua.sip import SipUA
 from tests.ua.sip_dialog import Call
 from tests.ua.sip_message import Request, Response
-from tests.ua.wait import eventually
+from tests.ua.wait import eventually, whole_lines
 
 STREAMS = ("tcp", "tls", "ws", "wss")
 TRANSPORTS = ("udp", *STREAMS)
@@ -117,5 +117,4 @@ def start_with_flow_events(edge_server: EdgeServerFactory, config: dict[str, Any
 def flow_events(server: EdgeServer, kind: str) -> list[dict[str, Any]]:
     """The events of one name that were told so far; all of them once the server was stopped."""
     path = server.directory / "events.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
+    return [event for event in map(json.loads, whole_lines(path)) if event["event"] == kind]

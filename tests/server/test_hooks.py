@@ -22,7 +22,7 @@ from tests.conftest import ROOT, EdgeServer, EdgeServerFactory
 from tests.server.agents import USERS, open_config, sip_ua
 from tests.ua.msrp import AuthFailed, MsrpEndpoint
 from tests.ua.sip import SipUA
-from tests.ua.wait import eventually, scaled, within
+from tests.ua.wait import eventually, scaled, whole_lines, within
 
 FIREWALL = ROOT / "deploy" / "hooks" / "firewall"
 
@@ -90,7 +90,7 @@ async def test_ob_fail_07_a_hook_is_told_everything_of_a_flow_that_failed(
 
 
 def _lines(path: Path, number: int) -> list[dict[str, Any]]:
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = whole_lines(path)
     return [json.loads(line) for line in lines] if len(lines) >= number else []
 
 

@@ -147,10 +147,18 @@ def test_the_usual_refresh_is_recognised_and_treated_alike(transport: Transport,
 
 
 @BOTH
-@pytest.mark.parametrize("name", [b"v: ", b"Via:", b"VIA: ", b"Via : "])
-def test_how_a_via_was_written_is_not_remembered_for_the_next_request(transport: Transport, name: bytes) -> None:
+@pytest.mark.parametrize(
+    ("usual", "written"),
+    [
+        *((b"Via: ", name) for name in (b"v: ", b"Via:", b"VIA: ", b"Via : ", b"Via:  ", b"Via: \t", b"Via: \r\n ")),
+        *((b";rport\r\n", b";rport%b\r\n" % end) for end in (b" ", b"\t", b"\r\n ")),
+    ],
+)
+def test_how_a_via_was_written_is_not_remembered_for_the_next_request(
+    transport: Transport, usual: bytes, written: bytes
+) -> None:
     twins = Twins(transport, digest=False)
-    for data in twins.give([data.replace(b"Via: ", name) for data in twins.variants(3, "z9hG4bKother")]):
+    for data in twins.give([data.replace(usual, written) for data in twins.variants(3, "z9hG4bKother")]):
         assert [answer.status for answer in data] == [200]
     twins.give(twins.variants(4, "z9hG4bKlast"))
 

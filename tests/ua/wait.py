@@ -5,6 +5,7 @@ import inspect
 import os
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -59,3 +60,9 @@ def eventually_blocking(predicate: Callable[[], T], seconds: float = 5.0, *, wha
         if time.monotonic() > end:
             raise TimeoutError(f"{what} was not reached in {scaled(seconds):g} s; last seen: {value!r}")
         time.sleep(_POLL_S)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines another process has finished writing; none where there is no file yet."""
+    whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+    return whole.splitlines()
