@@ -85,8 +85,8 @@ class Core(Protocol):
 
     def record_routes(self, context: ProxyContext, target: Target, connection: Connection) -> list[bytes]: ...
 
-    def redirected(self, context: ProxyContext, message: Message) -> tuple[list[Group], bool]:
-        """Return what to try for a 3xx, taken out of its Contacts, and whether any are left. No groups: relay it."""
+    def redirected(self, context: ProxyContext, message: Message) -> list[Group] | None:
+        """Return what to try for a 3xx, which is kept in `redirections` of the context; None: relay it."""
 
     def flow_failed(self, target: Target, now: float) -> None: ...
 

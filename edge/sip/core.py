@@ -478,9 +478,9 @@ class SipCore:
         """A request waits no more."""
         waiter.latecomers.forget(waiter)
 
-    def redirected(self, context: ProxyContext, message: Message) -> tuple[list[Group], bool]:
+    def redirected(self, context: ProxyContext, message: Message) -> list[Group] | None:
         """Return where a 3xx leads, if we follow those at all."""
-        return self.targets.redirected(context, message, self.clock()) if self._recurse else ([], True)
+        return self.targets.redirected(context, message, self.clock()) if self._recurse else None
 
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """A connection is gone: its flow has failed, its bindings go, what had no answer on it yet fails."""

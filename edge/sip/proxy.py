@@ -19,10 +19,10 @@ from edge.sip.calls import Call
 from edge.sip.forward import MAX_BREADTH, NO_ROUTES, Draft, strip_top_via
 from edge.sip.keep import settle
 from edge.sip.message import Message, MessageLimits, split_head
+from edge.sip.redirection import Redirections
 from edge.sip.refusals import Refusals
 from edge.sip.sessiontimer import SessionTimers
 from edge.sip.transaction import T1, ServerTransaction, State
-from edge.sip.uri import SipUri
 
 if TYPE_CHECKING:
     from edge.sip.latecomers import Waiter
@@ -44,8 +44,8 @@ class ProxyContext:
 
     __slots__ = (
         "_declined", "_groups", "_late", "_patience_ends", "_reaching", "_refusals", "_waiting", "branches", "breadth",
-        "call", "cancelled", "core", "draft", "final_sent", "keep", "mark", "message", "record", "server", "session",
-        "source", "source_token", "tried",
+        "call", "cancelled", "core", "draft", "final_sent", "keep", "mark", "message", "record", "redirections",
+        "server", "session", "source", "source_token",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +66,7 @@ class ProxyContext:
         self.branches: list[Branch] = []
         self.cancelled = False
         self.final_sent = False
-        self.tried: list[SipUri] | None = None  # where redirections have led so far
+        self.redirections: Redirections | None = None  # where those that are followed lead
         self._declined = False
         self._groups: list[Group] = []
         self._waiting: list[Group] = []  # of the same q as those under way, for want of breadth
@@ -262,12 +262,10 @@ class ProxyContext:
         self._settle(now)
 
     def _follow(self, branch: Branch, message: Message, now: float) -> bool:
-        """Try where a 3xx points to, where we are to (§16.7 step 4); what we do not try of it stays for the choice."""
-        groups, rest = self.core.redirected(self, message)
-        if not groups:
+        """Try where a 3xx points to, where we are to (§16.7 step 4); what is not tried of it stays for the choice."""
+        groups = self.core.redirected(self, message)
+        if groups is None:
             return False
-        if rest:
-            self._note(message.status, message)
         self._groups += groups
         self._go_on(branch.breadth, now)
         return True
@@ -330,6 +328,9 @@ class ProxyContext:
         return False
 
     def _send_best(self, now: float) -> None:
+        if self.redirections is not None and not self.cancelled:
+            for left in self.redirections.settle():
+                self._note(left.status, left)
         refusals = self._refusals
         status, message = (408, None) if refusals is None else (refusals.status, refusals.message)
         if self.cancelled and status < 600 and message is None:
@@ -370,6 +371,7 @@ class ProxyContext:
         self._groups = []
         self._waiting = []
         self._refusals = None
+        self.redirections = None
 
     def _close_connections(self) -> None:
         """End the streams this request left on, as a policy wants it."""

@@ -21,12 +21,12 @@ from edge.sip.branch import Group, Target
 from edge.sip.devices import Devices
 from edge.sip.edging import Edging
 from edge.sip.forward import Routes
-from edge.sip.grammar import split_list, unfold
 from edge.sip.gruu import Gruus
 from edge.sip.location import Binding, Location
 from edge.sip.message import Aim, Message
 from edge.sip.proxy import ProxyContext
-from edge.sip.uri import SipUri, UriCache, parse_uri, uri_equal
+from edge.sip.redirection import Lead, Redirections, read_contacts
+from edge.sip.uri import SipUri, UriCache, parse_uri
 
 _STEP = 2000  # a q is at most 1000
 LARGEST_DATAGRAM = 1300 - 300  # RFC 3261 §18.1.1, less what we write into a request that leaves
@@ -267,43 +267,40 @@ class TargetFinder:
         groups = self._devices.groups(bindings, uri.secure, now)
         return Found(groups) if groups else _no_security(uri)
 
-    def redirected(self, context: ProxyContext, message: Message, now: float) -> tuple[list[Group], bool]:
+    def redirected(self, context: ProxyContext, message: Message, now: float) -> list[Group] | None:
         """Follow the Contacts of a 3xx for a user of ours, each URI once and never from sip to sips or back.
 
-        What is followed is taken out of `message`. Returns the groups, and whether Contacts are left (§16.7 step 4).
+        None: it is relayed as it is (§16.7 step 4).
         """
         asked = self._uris.parse(context.message.uri)
-        if not self._addresses.serves(asked) or b"gr" in asked.parameters:  # a device is meant, and no other (RFC 5627)
-            return [], True
-        if context.tried is None:
-            context.tried = [asked]
-        groups: list[Group] = []
-        left: list[bytes] = []
-        for value in _contacts(message):
-            found = self._follow(value, asked, context.tried, now)
-            if found:
-                groups += found
-            else:
-                left.append(value)
-        if groups:
-            _replace_contacts(message, left)
-        return groups, bool(left)
+        values = read_contacts(message)
+        if not values or not self._addresses.serves(asked) or b"gr" in asked.parameters:
+            return None  # of a GRUU: a device is meant, and no other (RFC 5627)
+        if context.redirections is None:
+            context.redirections = Redirections(asked)
+        leads = context.redirections.leads
+        known = len(leads)
+        context.redirections.add(message, values, [self._follow(value, context.redirections, now) for value in values])
+        return [group for lead in leads[known:] for group in lead.groups]
 
-    def _follow(self, value: bytes, asked: SipUri, tried: list[SipUri], now: float) -> list[Group]:
+    def _follow(self, value: bytes, redirections: Redirections, now: float) -> Lead | None:
         try:
             address = h.parse_name_addr(value)
             uri, q = self._uris.parse(address.uri), _read_q(address.parameter(b"q"))
         except RemoteError:
-            return []
-        if uri.secure is not asked.secure or any(uri_equal(uri, other) for other in tried):
-            return []
-        tried.append(uri)
-        ours = self._addresses.serves(uri)
-        groups = self._towards_user(uri, now).groups if ours else [[Target(uri.target(), locate=uri)]]
-        for group in groups:
-            for target in group:
-                target.q = q
-        return groups
+            return None
+        if uri.secure is not redirections.leads[0].uri.secure:
+            return None
+        lead = redirections.find(uri)
+        if lead is None:
+            ours = self._addresses.serves(uri)
+            groups = self._towards_user(uri, now).groups if ours else [[Target(uri.target(), locate=uri)]]
+            for group in groups:
+                for target in group:
+                    target.q = q
+            lead = Lead(uri, groups)
+            redirections.leads.append(lead)
+        return lead
 
     def decide_absent(self, aor: bytes, decided: Callable[[int], None]) -> None:
         """Tell the status for a user without a binding: 404 for nobody, 480 for somebody (SIP-PRX-08)."""
@@ -320,24 +317,6 @@ def _read_q(value: bytes | None) -> int:
         return max(0, min(1000, round(float(value or b"1") * 1000)))
     except (ValueError, OverflowError):
         return 1000
-
-
-def _contacts(message: Message) -> list[bytes]:
-    """Return the Contact values of a response, none where they cannot be told apart."""
-    try:
-        return [item for row in message.values(h.CONTACT) for item in split_list(unfold(row))]
-    except RemoteError:
-        return []
-
-
-def _replace_contacts(message: Message, values: list[bytes]) -> None:
-    rows = message.indexes(h.CONTACT)
-    line = b"Contact: " + b", ".join(values)
-    message.lines = [
-        line if index == rows[0] else row
-        for index, row in enumerate(message.lines)
-        if index not in rows or (index == rows[0] and values)
-    ]
 
 
 def _prefer_streams(groups: list[Group], message: Message) -> None:

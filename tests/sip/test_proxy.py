@@ -94,16 +94,49 @@ def test_a_request_has_no_more_branches_than_allowed() -> None:
     assert fork.caller.statuses() == [100, 486]
 
 
-@pytest.mark.requirement("SIP-LOP-06")
-def test_a_redirection_adds_no_branch_beyond_those_allowed() -> None:
+@pytest.mark.requirement("SIP-LOP-06", "SIP-PRX-23")
+@pytest.mark.parametrize(("branches", "left"), [(1, ["x", "y"]), (2, ["y"]), (3, [])])
+def test_rfc3261_16_7_step_4_contacts_for_which_no_branch_is_left_go_up(branches: int, left: list[str]) -> None:
+    rig = Rig(sip={"recurse": True}, limits={"branches": branches})
+    fork, far = Fork("1", rig=rig), rig.wire()
+    rig.roads["far.example"] = [far]
+    fork.ring()
+    values = {"y": "<sip:y@far.example>;q=0.3", "x": "<sip:x@far.example>;q=0.7"}
+    fork.reply(0, 302, extra=tuple(("Contact", value) for value in values.values()))
+    for number in range(branches - 1):
+        rig.give(far, answer(far.requests("INVITE")[number], 404))
+    final = fork.caller.responses()[-1]
+    assert len(far.requests("INVITE")) == branches - 1
+    assert final.status == (302 if left else 404)
+    assert final.values("Contact") == [value for name, value in values.items() if name in left]
+    assert fork.caller.statuses() == [100, final.status]
+
+
+@pytest.mark.requirement("SIP-LOP-06", "SIP-PRX-23")
+def test_rfc3261_16_7_a_redirection_that_is_not_tried_waits_for_the_other_branches() -> None:
     fork = Fork("1", "1", rig=Rig(sip={"recurse": True}, limits={"branches": 2}))
     far = fork.rig.wire()
     fork.rig.roads["far.example"] = [far]
     fork.ring()
-    fork.reply(0, 302, extra=(("Contact", "<sip:x@far.example>"),))
+    contact = ("Contact", "<sip:x@far.example>")
+    fork.reply(0, 302, extra=(contact,))
     assert (far.sent, fork.caller.statuses()) == ([], [100])
     fork.reply(1, 486)
-    assert (far.sent, fork.caller.statuses()) == ([], [100, 486])
+    final = fork.caller.responses()[-1]
+    assert (far.sent, final.status, final["Contact"]) == ([], 302, contact[1])
+
+
+@pytest.mark.requirement("SIP-PRX-23")
+@pytest.mark.parametrize("ending", [487, 603])
+def test_rfc3261_16_7_no_redirection_is_left_of_a_call_that_was_cancelled_or_declined(ending: int) -> None:
+    fork = Fork("1", "1", rig=Rig(sip={"recurse": True}, limits={"branches": 2}))
+    fork.ring()
+    fork.reply(0, 302, extra=(("Contact", "<sip:x@far.example>"),))
+    fork.reply(1, 180)
+    if ending == 487:
+        fork.cancel()
+    fork.reply(1, ending)
+    assert fork.caller.statuses("INVITE") == [100, 180, ending]
 
 
 # ------------------------------------------------------------------------------------------ answers
