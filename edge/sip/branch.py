@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from edge.connections import Connection
+from edge.connections import Connection, Transport
 from edge.sip import headers as h
 from edge.sip.forward import derive_request
 from edge.sip.location import Binding
@@ -238,8 +238,22 @@ class Branch:
     def _try_next_address(self, now: float) -> bool:
         if not self._later or self.cancel_wanted is not None or self.context.closed:
             return False
+        if self.context.closes_after:
+            self.close_connection()
         self.send(self._later.pop(0)(), now)
         return True
+
+    def close_connection(self) -> None:
+        """End the stream it left on, unless others wait for answers on it, or it is a flow that took a call.
+
+        The ACK to a 2xx has no other way to whom we cannot dial; to others it opens a connection.
+        """
+        client, connection = self.client, self.client.connection
+        if connection.transport is Transport.UDP or connection.closed:
+            return
+        took_call = client.state is State.ACCEPTED and self.target.connection is not None
+        if not took_call and not client.layer.awaits(connection):
+            connection.close("policy")
 
     def build_ack(self, client: ClientTransaction, message: Message) -> bytes:
         """Write the ACK for a refusal."""

@@ -81,6 +81,12 @@ class ProxyContext:
         """Whether no new branch may start: answered, cancelled, or declined by a 6xx."""
         return self.final_sent or self.cancelled or self._declined
 
+    @property
+    def closes_after(self) -> bool:
+        """Whether a policy wants the streams this request left on to end once it was answered."""
+        directions = self.message.directions
+        return directions is not None and directions.close_after
+
     def start(self, groups: list[Group], now: float) -> None:
         """Begin with the groups of the highest q."""
         if len(groups) == 1:
@@ -362,9 +368,9 @@ class ProxyContext:
         if self.call is not None:
             self.call.settle(self.server.status, self.cancelled, now)
             self.call = None
-        directions = self.message.directions
-        if directions is not None and directions.close_after:
-            self._close_connections()
+        if self.closes_after:
+            for branch in self.branches:
+                branch.close_connection()
         self.message = _OVER_MESSAGE
         self.draft = _OVER_DRAFT
         self.branches = []
@@ -372,13 +378,6 @@ class ProxyContext:
         self._waiting = []
         self._refusals = None
         self.redirections = None
-
-    def _close_connections(self) -> None:
-        """End the streams this request left on, as a policy wants it."""
-        for branch in self.branches:
-            connection = branch.client.connection
-            if connection.transport is not Transport.UDP and not connection.closed:
-                connection.close("policy")
 
     # -- from the caller's side
 

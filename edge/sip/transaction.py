@@ -385,6 +385,13 @@ class Transactions:
         self.clients.pop(client.branch, None)
         self.wheel.stop(client)
 
+    def awaits(self, connection: Connection) -> bool:
+        """Whether an answer is still to come on a connection; looks at every request under way."""
+        for client in self.clients.values():
+            if client.connection is connection and client.state <= State.PROCEEDING:
+                return True
+        return False
+
     def remember_final(self, key: bytes, data: bytes, now: float) -> None:
         """Keep the answer of a finished non-INVITE for timer J. Keys that end within half a second leave together."""
         self.finals[key] = data

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edge.connections import Transport
+from edge.connections import Connection, Transport
+from edge.sip.message import Directions, Message
 from tests.sip.rig import Rig, Wire, answer, follow_up, request
 from tests.ua.sip_message import Request
 
@@ -291,6 +292,27 @@ def test_rfc3261_16_7_a_redirection_is_followed_where_we_are_told_to() -> None:
     assert fork.reached() == [0]
     final = fork.caller.responses()[-1]
     assert (final.status, final.values("Contact")) == (302, ["<sip:bob@example.com>", "<sips:s@far.example>"])
+
+
+@pytest.mark.parametrize("transport", [Transport.UDP, Transport.TCP])
+def test_streams_that_a_policy_wants_closed_end_one_after_the_other(transport: Transport) -> None:
+    rig = Rig()
+    caller, first, second = rig.wire(), rig.wire(transport), rig.wire(transport)
+    rig.roads["far.example"] = [first, second]
+
+    def close_after(connection: Connection, message: Message, now: float) -> bool:
+        message.directions = Directions()
+        message.directions.close_after = message.directions.authorised = True
+        return False
+
+    rig.core.request_hook = close_after
+    rig.give(caller, request("INVITE", "sip:x@far.example"))
+    rig.give(first, answer(first.requests("INVITE")[0], 503))
+    assert (first.closed, second.closed) == (transport is Transport.TCP, False)
+    assert len(first.requests("ACK")) == 1
+    rig.give(second, answer(second.requests("INVITE")[0], 404))
+    assert caller.statuses() == [100, 404]
+    assert (second.closed, caller.closed) == (transport is Transport.TCP, False)
 
 
 @pytest.mark.requirement("SIP-PRX-27")
