@@ -179,7 +179,7 @@ class MsrpHandler(Timed):
         self._grace.end()
         stream, self.incoming = self.incoming, None
         if stream is not None:  # its sender may go on in a new session: never `#` (decision D4)
-            stream.failed = True
+            stream.failed = stream.shortened = True
             stream.route.outbox.finish(stream, b"+", now)
         self.outbox.lose(reason, now)
         for outbox in list(self.waiting):

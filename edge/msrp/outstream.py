@@ -18,12 +18,13 @@ class OutStream:
     """One incoming SEND chunk on its way out.
 
     `position` is the number of the next octet that leaves, `flag` empty until the chunk's end-line came, `piece` the
-    octets written of the piece that is open. `failed` says that its sender was told, so that nobody tells it again.
+    octets written of the piece that is open. `failed` says that its sender was told, so that nobody tells it again;
+    `shortened` that fewer octets leave than its head names.
     """
 
     __slots__ = (
         "_parts", "_range_after", "_range_before", "begun", "failed", "flag", "has_body", "head", "lane", "last",
-        "piece", "piece_start", "plain", "position", "queued", "route", "size", "total", "transaction_id",
+        "piece", "piece_start", "plain", "position", "queued", "route", "shortened", "size", "total", "transaction_id",
     )  # fmt: skip
 
     def __init__(self, route: Route, head: Head) -> None:
@@ -46,6 +47,7 @@ class OutStream:
         self.begun = False
         self.queued = False
         self.failed = False
+        self.shortened = False
 
     def add(self, body: memoryview, plain: bool) -> None:
         """Take octets over; call `settle` before their buffer may go."""
@@ -85,6 +87,7 @@ class OutStream:
     def drop(self, keep: int = 0) -> None:
         """Forget what waits, but for the first `keep` octets."""
         position, kept = self.position, self.take_all(min(keep, self.size))
+        self.shortened = self.shortened or self.size > 0
         self.route.source.buffered -= self.size
         self._parts.clear()
         self.size = 0
@@ -107,7 +110,7 @@ class OutStream:
         """Write them for the rest of the chunk: a number ends the range up to 2048 octets (RFC 4975 §7.1.1)."""
         if self.size > MIN_PIECE:
             return self.heads(None)
-        if self.begun or (websocket and self.head.range is not None and self.head.range.end is None):
+        if self.begun or self.shortened or (websocket and self.head.range is not None and self.head.range.end is None):
             return self.heads(self.position + self.size - 1)
         return self.head.rest if self.head.range else self.heads(None)
 

@@ -225,6 +225,7 @@ def test_a_sender_who_vanishes_early_loses_nothing_either() -> None:
     (cut,) = parse_frames(pair.nora.take())
     assert cut.flag == "+"
     assert pattern(9000).startswith(cut.body or b"?")
+    assert cut["Byte-Range"] == f"1-{len(cut.body or b'')}/9000"
 
 
 @pytest.mark.requirement("MSRP-CHK-17")
@@ -441,6 +442,7 @@ def test_giving_up_goes_first_and_drops_what_waits() -> None:
     frames = parse_frames(pair.nora.take())
     assert (frames[0]["Message-ID"], frames[0].flag) == ("mine", "#")
     assert len(frames[0].body or b"") <= 2048
+    assert frames[0]["Byte-Range"] == f"1-{len(frames[0].body or b'')}/60000"
 
 
 @pytest.mark.requirement("MSRP-FLOW-03", "MSRP-RESP-06")
