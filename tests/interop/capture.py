@@ -1,8 +1,7 @@
 """What went over the wire, by dumpcap, and what tshark's dissectors make of it.
 
-tshark puts SIP over TCP together by itself. Its MSRP dissector takes every segment for a frame, so streams are put
-together here, cut at the end-lines, and written to a second file with one whole frame in each packet. That file holds
-the same octets; what is checked is the frames, not the way TCP cut them.
+tshark puts SIP over TCP together by itself. For MSRP, which it does not, streams are put together here and written to a
+second file packet by packet: `tests.interop.msrp_wire`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ import socket
 import struct
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ import pytest
 from tests.interop.programs import Program, find_program
 from tests.ua.wait import scaled
 
-LARGEST_FRAME = 65000  # what fits into one IPv4 packet behind its headers
+LARGEST_SEGMENT = 65000  # what fits into one IPv4 packet behind its headers
 
 Stream = tuple[int, int]  # source port, destination port
 
@@ -154,82 +152,16 @@ def _join(parts: dict[int, bytes]) -> bytes:
     return bytes(joined)
 
 
-# ------------------------------------------------------------------------------------------ MSRP
-
-
-@dataclass(frozen=True, slots=True)
-class WireFrame:
-    """One MSRP frame as it was on the wire, and the direction it went."""
-
-    stream: Stream
-    raw: bytes
-
-    @property
-    def transaction(self) -> str:
-        """The transaction identifier of the start line."""
-        return self.raw.split(b" ", 2)[1].decode()
-
-    @property
-    def readable(self) -> bytes:
-        """The frame with a body that is not text blanked."""
-        head, blank, rest = self.raw.partition(b"\r\n\r\n")
-        if b"\r\nContent-Type: application/octet-stream" not in head:
-            return self.raw
-        end = rest.rindex(b"\r\n-------")
-        return head + blank + b"x" * end + rest[end:]
-
-    @property
-    def what(self) -> str:
-        """The method, or the status code."""
-        return self.raw.split(b"\r\n", 1)[0].split(b" ")[2].decode()
-
-
-def cut_frames(stream: Stream, data: bytes) -> list[WireFrame]:
-    """Cut a stream at the end-lines (RFC 4975 §7.1); fails the test where something else stands between two frames."""
-    frames = []
-    position = 0
-    while position < len(data):
-        start = re.compile(rb"MSRP ([A-Za-z0-9][A-Za-z0-9.\-+%=]{3,31}) ").match(data, position)
-        assert start is not None, f"no start line at octet {position} of {stream}: {data[position : position + 80]!r}"
-        end = re.compile(rb"\r\n-------" + re.escape(start[1]) + rb"[$#+]\r\n").search(data, start.end())
-        assert end is not None, f"no end-line for {start[1]!r} of {stream}"
-        frames.append(WireFrame(stream, data[position : end.end()]))
-        position = end.end()
-    return frames
-
-
-def check_msrp(frames: list[WireFrame], path: Path) -> None:
-    """Let tshark dissect each frame, and fail the test if it complains or sees something else than we do.
-
-    `path` is the file written for it.
-    """
-    assert frames, "no MSRP was captured"
-    path.write_bytes(_pcap(frames))
-    options = decode_as("msrp", *{port for frame in frames for port in frame.stream})
-    assert complaints(path, "msrp", options) == []
-    names = ("transaction.id", "method", "status.code", "end.line", "to.path", "from.path")
-    fields = [part for name in names for part in ("-e", f"msrp.{name}")]
-    rows = tshark(path, *options, "-Y", "msrp", "-T", "fields", *fields)
-    assert len(rows) == len(frames)
-    for (transaction, method, status, end_line, to_path, from_path), frame in zip(rows, frames, strict=True):
-        # It names the transaction where it found it: in the start line and in the end-line.
-        assert transaction == f"{frame.transaction},{frame.transaction}", frame.readable[:400]
-        assert method + status == frame.what
-        assert re.fullmatch(f"-------{re.escape(frame.transaction)}[$#+]", end_line), end_line
-        assert to_path.startswith("msrp://"), to_path
-        assert from_path.startswith("msrp://"), from_path
-
-
-def _pcap(frames: list[WireFrame]) -> bytes:
-    """Write frames as a capture file, each in one TCP segment between loopback addresses."""
+def write_segments(path: Path, segments: Iterable[tuple[Stream, bytes]]) -> None:
+    """Write a capture file with these octets, each in one TCP segment between loopback addresses."""
     out = [struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 2**18, 1)]
     sent: defaultdict[Stream, int] = defaultdict(int)
-    for number, frame in enumerate(frames):
-        stream, raw = frame.stream, frame.readable
+    for number, (stream, data) in enumerate(segments):
+        assert len(data) <= LARGEST_SEGMENT
         back = sent[stream[1], stream[0]]
         tcp = struct.pack("!HHIIBBHHH", *stream, 1 + sent[stream], 1 + back, 5 << 4, 0x18, 65535, 0, 0)
-        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40 + len(raw), 0, 0, 64, 6, 0, b"\x7f\0\0\1", b"\x7f\0\0\1")
-        packet = bytes(12) + b"\x08\x00" + ip + tcp + raw
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40 + len(data), 0, 0, 64, 6, 0, b"\x7f\0\0\1", b"\x7f\0\0\1")
+        packet = bytes(12) + b"\x08\x00" + ip + tcp + data
         out += [struct.pack("<IIII", number // 1000, number % 1000, len(packet), len(packet)), packet]
-        sent[stream] += len(raw)
-    return b"".join(out)
+        sent[stream] += len(data)
+    path.write_bytes(b"".join(out))

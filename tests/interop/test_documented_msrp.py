@@ -18,8 +18,8 @@ from tests.conftest import ROOT, EdgeServerFactory, free_port
 from tests.interop.conftest import LOOPBACK, StartProgram
 from tests.interop.conversations import COMMON, EXPIRES, NAMES, PASSWORD, Record, play
 from tests.interop.documented import README, read_example
+from tests.interop.messaging import chat, endpoint, start_kamailio
 from tests.interop.programs import needs
-from tests.interop.test_msrp import chat, endpoint, start_kamailio
 from tests.ua.msrp import MsrpEndpoint
 
 pytestmark = [
