@@ -49,13 +49,16 @@ _LIST_DESCRIPTORS_EVERY_S = 60.0
 
 
 class PolicyCounts(Protocol):
-    """What is counted of an operator's policy: errors by hook, and under labels of its own."""
+    """What is counted of an operator's policy: errors by hook, under labels of its own, and what is under way."""
 
     @property
     def errors(self) -> Mapping[str, int]: ...
 
     @property
     def counts(self) -> Mapping[str, int]: ...
+
+    @property
+    def running(self) -> int: ...
 
 
 class LoopLag:
@@ -204,10 +207,15 @@ class EdgeCollector:
         yield hooks
         policy = self._policy
         yield _counters(
-            "edge_policy_errors", "Hooks of the policy that raised", "hook", policy.errors if policy else {}
+            "edge_policy_errors",
+            "Hooks of the policy that raised, were too slow or found no room",
+            "hook",
+            policy.errors if policy else {},
         )
         counts = fold_words(policy.counts) if policy else {}
         yield _counters("edge_policy_counts", "What the policy counts", "label", counts)
+        running = policy.running if policy else 0
+        yield GaugeMetricFamily("edge_policy_running", "Async hooks of the policy that are under way", running)
         missed = self._missed() if self._missed else 0
         yield CounterMetricFamily("edge_event_stream_missed", "Events that readers of /api/events missed", missed)
 

@@ -16,6 +16,7 @@ from edge.msrp.framing import Frame
 from edge.msrp.handler import MsrpHandler
 from edge.msrp.holding import admit, go_on, hold
 from edge.policy.frames import MsrpFrame
+from edge.policy.order import Call, Done
 from edge.policy.requests import SipRequest
 from edge.policy.responses import SipResponse
 from edge.policy.text import decode
@@ -43,7 +44,12 @@ class LaterHooks:
         self._core = runner.core
         self._relay = runner.relay
         self._tools = runner.tools
-        self._start = runner.receiver.start
+
+    def _start(self, name: str, connection: Connection | None, call: Call, done: Done) -> bool:
+        if self._runner.receiver.start(connection, call, done):
+            return True
+        self._runner.overrun(name)
+        return False
 
     def _ask(
         self, name: str, connection: Connection | None, hook: Hook[V], view: V, then: Callable[[bool], None]
@@ -55,7 +61,7 @@ class LaterHooks:
                 self._runner.fail(name, error)
             then(error is None)
 
-        return self._start(connection, lambda: hook(view), done)
+        return self._start(name, connection, lambda: hook(view), done)
 
     # -- SIP
 
@@ -75,7 +81,7 @@ class LaterHooks:
             elif not self._runner.settle(request, now):
                 self._core.proceed(connection, message, now)
 
-        if not self._start(connection, lambda: policy.sip_request(request), done):
+        if not self._start("sip_request", connection, lambda: policy.sip_request(request), done):
             raise RemoteError(503, "policy_queue")
         waiting.add(message.key)
         return True
@@ -170,7 +176,7 @@ class LaterHooks:
                 self._go_on(view, error)
                 go_on(handler, self._relay.clock())
 
-        if self._start(handler.connection, lambda: policy.msrp_frame(view), done):
+        if self._start("msrp_frame", handler.connection, lambda: policy.msrp_frame(view), done):
             hold(handler)
         else:
             self._relay.forwarder.refuse(handler, view.frame.head, RemoteError(500, "policy_queue"), now)

@@ -46,11 +46,12 @@ class OrderedReceiver:
         self._closed = False
         self._lines: dict[int, Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.running = 0  # hooks
 
     @property
-    def busy(self) -> bool:
-        """Whether a hook is running."""
-        return bool(self._tasks)
+    def closed(self) -> bool:
+        """Whether the server stops, and no hook is begun any more."""
+        return self._closed
 
     # -- what framing calls
 
@@ -84,8 +85,9 @@ class OrderedReceiver:
 
     def start(self, connection: Connection | None, call: Call, done: Done) -> bool:
         """Run a hook; `done` gets what it raised, in time. False when too many are running."""
-        if len(self._tasks) >= MOST_WAITING or self._closed:
+        if self.running >= MOST_WAITING or self._closed:
             return False
+        self.running += 1
         if connection is not None:
             line = self._lines.setdefault(connection.id, Line())
             line.hooks += 1
@@ -102,8 +104,13 @@ class OrderedReceiver:
                 work = call()
                 if work is not None:
                     await work
+        except asyncio.CancelledError as error:
+            if self._closed:
+                raise
+            problem = error  # of something the hook waited for
         except Exception as error:  # noqa: BLE001 - the operator's code may raise anything
             problem = error
+        self.running -= 1  # what waited behind it may have its place
         try:
             done(problem)
         finally:

@@ -92,7 +92,7 @@ class PolicyRunner:
         self.receiver.timeout_s = policy.async_timeout
         seen = any(is_overridden(policy, name) for name in _SEEING_SIP) or core.branch_hook == later.branch
         # the receiver sees to it that refreshes are read, and that messages wait their turn
-        self._framing.receiver = self.receiver if seen or self.receiver.busy else core
+        self._framing.receiver = self.receiver if seen or self.receiver.running else core
 
     def _choose(self, name: str, plain: F | None, later: F | None) -> F | None:
         """Return what stands for a hook: nothing where it is not overridden, or is not of that kind."""
@@ -111,13 +111,29 @@ class PolicyRunner:
         """End what is still waiting."""
         await self.receiver.close()
 
+    @property
+    def running(self) -> int:
+        """How many `async` hooks are under way."""
+        return self.receiver.running
+
     def fail(self, hook: str, error: BaseException) -> None:
         """Count an error of a hook, and log it, at most once a second for each hook."""
+        if self._count_error(hook):
+            log.error("policy hook failed hook=%s error=%s: %s", hook, type(error).__name__, error, exc_info=error)
+
+    def overrun(self, hook: str) -> None:
+        """Count a hook that was not begun, for too many are under way, and log it as often."""
+        if not self.receiver.closed and self._count_error(hook):
+            log.error("policy hook not begun hook=%s running=%d", hook, self.running)
+
+    def _count_error(self, hook: str) -> bool:
+        """Return whether it is time for a line in the log."""
         self.errors[hook] = self.errors.get(hook, 0) + 1
         now = time.monotonic()
-        if now >= self._logged.get(hook, 0.0):
+        due = now >= self._logged.get(hook, 0.0)
+        if due:
             self._logged[hook] = now + _LOG_EVERY_S
-            log.error("policy hook failed hook=%s error=%s: %s", hook, type(error).__name__, error, exc_info=error)
+        return due
 
     def _call(self, name: str, hook: Callable[[V], object], view: V) -> bool:
         """Call a plain hook; False when it raised, which is counted and logged."""

@@ -45,6 +45,7 @@ METRICS: dict[str, set[str]] = {
     "edge_flow_failed_total": {"reason"},
     "edge_policy_errors_total": {"hook"},
     "edge_policy_counts_total": {"label"},
+    "edge_policy_running": set(),
     "edge_hook_events_total": {"hook", "result"},
     "edge_event_stream_missed_total": set(),
     "edge_accounting_records_total": {"kind"},

@@ -289,6 +289,90 @@ async def test_at_most_so_many_messages_of_a_udp_flow_wait(with_policy: PolicyFa
     assert metrics.value("edge_policy_counts_total", label="info") == 5
 
 
+FULL = """
+    async_timeout = 60.0
+    open = asyncio.Event()
+
+    async def sip_request(self, request):
+        request.count("asked")
+        await self.open.wait()
+        request.reject(488)
+
+    async def msrp_frame(self, frame):
+        frame.count("frame")
+        await self.open.wait()
+
+    def websocket_upgrade(self, upgrade):
+        self.open.set()
+"""
+MOST = 1000
+
+
+async def test_more_hooks_than_may_run_find_no_room_and_all_that_waited_goes_on_in_its_order(
+    with_policy: PolicyFactory,
+) -> None:
+    server = with_policy(FULL)
+    async with AsyncExitStack() as stack:
+        flows = [await stack.enter_async_context(HostileUdp(("127.0.0.1", server.port))) for _ in range(MOST + 5)]
+
+        async def ask(number: int, sequence: int = 1) -> None:
+            via = f"SIP/2.0/UDP 127.0.0.1:{flows[number].local[1]};branch=z9hG4bK{number}-{sequence};rport"
+            await flows[number].send(request("OPTIONS", "sip:example.com", via=via, cseq=sequence))
+
+        for number in range(MOST):
+            await ask(number)
+            if number % 100 == 99:  # the socket of the server holds no thousand datagrams
+                await counted(server, "edge_policy_running", number + 1)
+        for number in range(0, MOST, 100):
+            for sequence in range(2, 5):
+                await ask(number, sequence)
+        for number in range(MOST, MOST + 5):
+            await ask(number)
+            assert (await flows[number].read()).startswith(b"SIP/2.0 503 ")
+        async with msrp_client(server, "alice", "tcp") as alice:
+            with pytest.raises(AuthFailed) as failed:
+                await alice.auth()
+            assert failed.value.status == 500
+        metrics = server.metrics()
+        assert metrics.value("edge_policy_running") == metrics.value("edge_policy_counts_total", label="asked") == MOST
+        assert metrics.value("edge_sip_rejected_total", reason="policy_queue") == 5
+        assert metrics.value("edge_policy_errors_total", hook="sip_request") == 5
+        assert metrics.value("edge_policy_errors_total", hook="msrp_frame") == 1
+        assert server.log_text().count(f"policy hook not begun hook=sip_request running={MOST}") >= 1
+        async with sip_ua(server, "bob", "ws"):
+            for number in range(MOST):
+                for sequence in range(1, 5 if number % 100 == 0 else 2):
+                    answer = await flows[number].read()
+                    assert answer.startswith(b"SIP/2.0 488 "), answer
+                    assert b"\r\nCSeq: %d OPTIONS\r\n" % sequence in answer
+            await ask(MOST, 2)
+            assert (await flows[MOST].read()).startswith(b"SIP/2.0 488 ")
+    await eventually(lambda: server.metrics().value("edge_policy_running") == 0, what="no hook runs")
+    assert server.metrics().value("edge_policy_errors_total", hook="sip_request") == 5
+
+
+async def test_something_a_hook_waited_for_and_that_is_cancelled_is_an_error_like_any_other(
+    with_policy: PolicyFactory,
+) -> None:
+    server = with_policy("""
+        async def sip_request(self, request):
+            waited_for = asyncio.get_running_loop().create_future()
+            waited_for.cancel()
+            if request.method == "OPTIONS":
+                await waited_for
+            request.reject(488)
+    """)
+    server.expect_traceback = True
+    async with sip_ua(server, "alice") as alice:
+        assert (await alice.options("sip:example.com")).status == 500
+        assert (await alice.message("sip:bob@example.com", b"behind it")).status == 488
+    metrics = server.metrics()
+    assert (metrics.value("edge_policy_errors_total", hook="sip_request"), metrics.value("edge_policy_running")) == (
+        1,
+        0,
+    )
+
+
 async def test_a_stop_ends_hooks_that_wait(with_policy: PolicyFactory) -> None:
     server = with_policy("""
         async_timeout = 60.0
