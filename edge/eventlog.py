@@ -21,6 +21,7 @@ from edge.events import (
     SessionClosed,
     SessionOpened,
     StorageChanged,
+    UserLocked,
 )
 from edge.log import RateLimited, format_fields
 
@@ -60,10 +61,11 @@ class EventLog:
                         self._security, "auth failed", src=event.source, user=event.user, protocol=event.protocol,
                         reason=event.reason, level=logging.WARNING,
                     )  # fmt: skip
-            case AuthenticationFlood():
+            case AuthenticationFlood() | UserLocked():
                 self._line(
-                    self._security, "auth flood", src=event.source, user=event.user, protocol=event.protocol,
-                    reason=event.reason, seconds=event.blocked_s, level=logging.WARNING,
+                    self._security, "auth flood" if isinstance(event, AuthenticationFlood) else "user locked",
+                    src=event.source, user=event.user, protocol=event.protocol, reason=event.reason,
+                    seconds=event.blocked_s, level=logging.WARNING,
                 )  # fmt: skip
             case RegistrationChanged():
                 self._line(

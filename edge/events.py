@@ -182,6 +182,18 @@ class AuthenticationFlood(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class UserLocked(Event):
+    """A user was guessed so often that for `blocked_s` seconds only sources that lately logged in as them may."""
+
+    name: ClassVar[str] = "auth.locked"
+    protocol: str
+    source: str
+    user: str
+    reason: str
+    blocked_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SessionOpened(Event):
     """An MSRP session URI was issued. `session` is a short hash, never the session-id itself."""
 

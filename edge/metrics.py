@@ -195,6 +195,8 @@ class EdgeCollector:
         failures = dict(self._msrp_auth_failed)
         for reason, count in self._core.access.failures.items() if self._core else ():
             failures[reason] = failures.get(reason, 0) + count
+        if self._relay and (locked_out := self._relay.stats.refused.get("locked_out")):
+            failures["locked_out"] = failures.get("locked_out", 0) + locked_out
         yield _counters("edge_auth_failures", "Logins that failed, SIP and MSRP", "reason", fold_words(failures))
         yield _counters("edge_flow_failed", "Flows that failed", "reason", fold_words(self._flows_failed))
 

@@ -9,6 +9,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from edge.auth.authenticator import Verdict
+from edge.events import AuthenticationFlood, Event, UserLocked
+
 Network = IPv4Network | IPv6Network
 
 _NAME_OCTETS = 64  # of an invented name of 8 KiB no more is kept
@@ -101,24 +104,39 @@ class Lockout:
 
         Costs two look-ups while nobody failed.
         """
-        if self._sources and self._sources.blocked(_source_key(source), now):
-            return True
+        return self.source_blocked(source, now) or self.user_blocked(source, user, now)
+
+    def user_blocked(self, source: str, user: bytes, now: float) -> bool:
+        """Tell whether a user is guessed too often, and `source` is none that lately logged in as that user."""
         if not self._users or not self._users.blocked(user[:_NAME_OCTETS], now):
             return False
         return (_source_key(source), user[:_NAME_OCTETS]) not in self._good
 
-    def record_failure(self, source: str, user: bytes, now: float) -> bool:
-        """Count a DENIED verdict; True when it began a block of the source or the user, which is worth a log line."""
-        began = False
-        if not self._is_exempt(source):
-            began = self._sources.add(_source_key(source), now)
-        if user:
-            began = self._users.add(user[:_NAME_OCTETS], now) or began
-        return began
+    def record_failure(self, source: str, user: bytes, now: float) -> tuple[bool, bool]:
+        """Count a DENIED verdict; returns whether it began a block of the source, and of the user.
+
+        No source counts where it is empty: others speak through it, and it is not to blame.
+        """
+        key = user[:_NAME_OCTETS]
+        blamed = source != "" and not self._is_exempt(source)
+        return blamed and self._sources.add(_source_key(source), now), key != b"" and self._users.add(key, now)
+
+    def report_failure(
+        self, protocol: str, source: str, verdict: Verdict, now: float, *, relayed: bool = False
+    ) -> list[Event]:
+        """Count a DENIED verdict; returns the events of blocks it began. `relayed`: the source speaks for others."""
+        source_began, user_began = self.record_failure("" if relayed else source, verdict.username, now)
+        user = verdict.username.decode("utf-8", "backslashreplace")
+        events: list[Event] = []
+        if source_began:
+            events.append(AuthenticationFlood(protocol, source, user, verdict.reason, self.block_s))
+        if user_began:
+            events.append(UserLocked(protocol, source, user, verdict.reason, self.block_s))
+        return events
 
     def source_blocked(self, source: str, now: float) -> bool:
         """Tell whether everything from this source is refused, whoever it says it is."""
-        return self._sources.blocked(_source_key(source), now)
+        return bool(self._sources) and self._sources.blocked(_source_key(source), now)
 
     def record_success(self, source: str, user: bytes) -> None:
         """Remember that `source` knows the password of `user`. The source's failures with other names stay counted."""

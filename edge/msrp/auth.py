@@ -20,7 +20,7 @@ from edge.auth.authenticator import Authenticator, Outcome, Verdict
 from edge.auth.credentials import Credential, CredentialCache
 from edge.auth.lockout import Lockout
 from edge.errors import RemoteError
-from edge.events import AuthenticationFailed, AuthenticationFlood
+from edge.events import AuthenticationFailed
 from edge.msrp.frame import Head
 from edge.msrp.framing import Frame
 from edge.msrp.report import Forwarded
@@ -134,11 +134,13 @@ class Enrolment:
         if value is None:
             self._challenge(source, frame.head, now)
             return
-        if self._is_locked_out(source, now):
-            raise RemoteError(403, "locked_out", "Too many failed logins")
+        self._check_lockout(source, b"", now)
         target = frame.head.to_path[-1]
         verdict = self._authenticator.verify(value, b"AUTH", lambda uri: is_same_uri(uri, target), now, uri=target)
+        self._check_lockout(source, verdict.username, now)  # right or wrong: nobody is to find out
         if verdict.outcome is Outcome.GRANTED:
+            if self._lockout is not None:
+                self._lockout.record_success(source.connection.source, verdict.username)
             self._grant(source, frame.head, verdict, now)
         elif verdict.outcome is Outcome.PENDING and not asked:
             self._ask(source, frame, verdict)
@@ -182,19 +184,28 @@ class Enrolment:
             self._relay.stats.refuse("credentials")
             user = verdict.username.decode("utf-8", "replace")
             self._relay.publish(AuthenticationFailed("msrp", source.connection.remote[0], user, verdict.reason))
-            self._report_flood(source, user, verdict, now)
+            self._count_guess(source, verdict, now)
             self._count_failure(source)
 
-    def _is_locked_out(self, source: MsrpHandler, now: float) -> bool:
-        """Whether too many logins failed from this client's address; a relay is not to blame."""
+    def _count_guess(self, source: MsrpHandler, verdict: Verdict, now: float) -> None:
         lockout, connection = self._lockout, source.connection
-        return lockout is not None and not connection.identities and lockout.source_blocked(connection.source, now)
+        if lockout is not None:
+            relayed = len(connection.identities) > 0
+            for event in lockout.report_failure("msrp", connection.source, verdict, now, relayed=relayed):
+                self._relay.publish(event)
 
-    def _report_flood(self, source: MsrpHandler, user: str, verdict: Verdict, now: float) -> None:
+    def _check_lockout(self, source: MsrpHandler, user: bytes, now: float) -> None:
+        """Refuse whoever comes from where too many logins failed, and users who are guessed; a relay is not to blame.
+
+        Raises:
+            RemoteError: 403.
+        """
         lockout, connection = self._lockout, source.connection
-        if lockout is None or connection.identities or not lockout.record_failure(connection.source, b"", now):
+        if lockout is None:
             return
-        self._relay.publish(AuthenticationFlood("msrp", connection.source, user, verdict.reason, lockout.block_s))
+        blocked = not connection.identities and lockout.source_blocked(connection.source, now)
+        if blocked or lockout.user_blocked(connection.source, user, now):
+            raise RemoteError(403, "locked_out", "Too many failed logins")
 
     def _count_failure(self, source: MsrpHandler) -> None:
         """Close a client that fails too often; a relay, which has a certificate, is never closed for its users."""

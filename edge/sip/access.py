@@ -20,7 +20,7 @@ from edge.auth.fallback import Fallback
 from edge.auth.lockout import Lockout
 from edge.connections import Connection
 from edge.errors import RemoteError
-from edge.events import AuthenticationFailed, AuthenticationFlood, Event
+from edge.events import AuthenticationFailed, Event
 from edge.sip import headers as h
 from edge.sip.addresses import Addresses
 from edge.sip.forward import Routes
@@ -188,10 +188,9 @@ class Access:
             self._report(connection, verdict, verdict.reason)
             return 400, ()
         if outcome is Outcome.DENIED:
-            began = self._lockout.record_failure(connection.source, verdict.username, now)
             self._report(connection, verdict, verdict.reason)
-            if began:
-                self._report_flood(connection, verdict, now)
+            for event in self._lockout.report_failure("sip", connection.source, verdict, now):
+                self._publish(event)
         return _challenge(authenticator, proxy, verdict.stale, authenticator.md5_last and _prefers_md5(verdict), now)
 
     def _check_identity(
@@ -283,11 +282,6 @@ class Access:
         self._count(reason)
         user = verdict.username.decode("utf-8", "backslashreplace")
         self._publish(AuthenticationFailed("sip", connection.remote[0], user, reason))
-
-    def _report_flood(self, connection: Connection, verdict: Verdict, now: float) -> None:
-        if self._lockout.source_blocked(connection.source, now):
-            user = verdict.username.decode("utf-8", "backslashreplace")
-            self._publish(AuthenticationFlood("sip", connection.source, user, verdict.reason, self._lockout.block_s))
 
     def _count(self, reason: str) -> None:
         self.failures[reason] = self.failures.get(reason, 0) + 1

@@ -8,7 +8,7 @@ from edge.auth.lockout import Lockout
 
 
 def fail(lockout: Lockout, times: int, source: str = "192.0.2.1", user: bytes = b"", now: float = 0.0) -> list[bool]:
-    return [lockout.record_failure(source, user, now) for _ in range(times)]
+    return [any(lockout.record_failure(source, user, now)) for _ in range(times)]
 
 
 def test_too_many_failures_block_a_source_for_a_while() -> None:
@@ -26,7 +26,7 @@ def test_too_many_failures_block_a_source_for_a_while() -> None:
 def test_slow_failures_never_block() -> None:
     lockout = Lockout(source_failures=20)
     for second in range(0, 3600, 4):
-        assert not lockout.record_failure("192.0.2.1", b"", float(second))
+        assert lockout.record_failure("192.0.2.1", b"", float(second)) == (False, False)
 
 
 def test_the_window_slides_over_its_borders() -> None:
@@ -96,4 +96,4 @@ def test_memory_is_bounded_and_keeps_who_failed_last() -> None:
         lockout.record_success(f"10.0.{number // 256}.{number % 256}", b"u%d" % number)
     assert (len(lockout._sources), len(lockout._users), len(lockout._good)) == (100, 100, 100)
     assert max(len(name) for name in lockout._users._tallies) <= 64
-    assert lockout.record_failure("10.0.3.231", b"", 0.0)
+    assert lockout.record_failure("10.0.3.231", b"", 0.0) == (True, False)

@@ -13,6 +13,7 @@ from typing import cast
 
 from edge.auth.authenticator import MSRP, Authenticator
 from edge.auth.credentials import Credential, CredentialCache, derive_credential
+from edge.auth.lockout import Lockout
 from edge.auth.nonce import Nonces, NonceState
 from edge.connections import Connection, ConnectionTable, Transport
 from edge.events import Event, EventBus
@@ -200,6 +201,7 @@ class Bench:
         name: str = "edge.loom.example",
         permits: Callable[[bytes], bool] = lambda username: True,
         table: ConnectionTable | None = None,
+        lockout: Lockout | None = None,
         **settings: object,
     ) -> None:
         self.clock = FakeClock()
@@ -232,6 +234,7 @@ class Bench:
             soon=self.turns.append,
             publish=self.events.append,
             permits=permits,
+            lockout=lockout,
         )
 
     @staticmethod

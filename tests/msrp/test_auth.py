@@ -7,8 +7,9 @@ import re
 
 import pytest
 
+from edge.auth.lockout import Lockout
 from edge.connections import Transport
-from edge.events import AuthenticationFailed, SessionClosed, SessionOpened
+from edge.events import AuthenticationFailed, AuthenticationFlood, SessionClosed, SessionOpened, UserLocked
 from edge.msrp.handler import MsrpHandler
 from tests.msrp.parser import Parsed, parse_frames
 from tests.msrp.recorder import GT, MINA, NORA, PABLO, TARIQ, XN, Bench, Recorder, send
@@ -323,6 +324,57 @@ def test_five_failures_close_a_client() -> None:
     assert client.connection.end == "auth_failures"
     failed = [event for event in bench.events if isinstance(event, AuthenticationFailed)]
     assert [(event.protocol, event.source, event.user) for event in failed] == [("msrp", "192.0.2.17", "nora")] * 5
+
+
+def guess(bench: Bench, times: int, identities: tuple[str, ...] = (), user: str = "nora") -> list[str]:
+    """Wrong passwords, each over a connection and from an address of its own unless they come through one relay."""
+    statuses = []
+    relay = bench.connect(identities=identities) if identities else None
+    for number in range(times):
+        eve = Client(relay or bench.connect(), user, "wrong")
+        eve.connection.source = f"203.0.113.{number if relay is None else 250}"
+        statuses.append(eve.enrol().method[:3])
+    return statuses
+
+
+@pytest.mark.parametrize("identities", [(), ("gate.fjord.example",)])
+def test_a_user_who_is_guessed_is_locked_out_but_not_from_where_the_password_is_known(
+    identities: tuple[str, ...],
+) -> None:
+    bench = Bench(lockout=Lockout())
+    home, mina = Client(bench.connect()), Client(bench.connect(), "mina", "kelp-9", MINA)
+    mina.connection.source = "203.0.113.201"
+
+    def enrol_abroad() -> str:
+        abroad = Client(bench.connect())
+        abroad.connection.source = mina.connection.source
+        return abroad.enrol().method
+
+    assert home.enrol().method == "200 OK"
+    assert guess(bench, 105, identities) == ["401"] * 100 + ["403"] * 5
+    assert enrol_abroad() == "403 Too many failed logins"  # nobody is to find out that it was right
+    assert (home.enrol().method, mina.enrol().method) == ("200 OK", "200 OK")
+    bench.advance(61)
+    assert enrol_abroad() == "200 OK"
+    told = [(event.user, event.blocked_s) for event in bench.events if isinstance(event, UserLocked)]
+    assert told == [("nora", 60.0)]
+    assert not [event for event in bench.events if isinstance(event, AuthenticationFlood)]
+    assert bench.relay.stats.refused["locked_out"] == 6
+
+
+def test_a_relay_is_not_locked_out_for_the_guesses_that_come_through_it() -> None:
+    bench = Bench(lockout=Lockout())
+    assert guess(bench, 30, ("gate.fjord.example",)) == ["401"] * 30
+    relay = bench.connect(identities=("gate.fjord.example",))
+    assert Client(relay).enrol().method == "200 OK"
+    for _ in range(20):
+        eve = Client(bench.connect(), password="wrong")
+        assert eve.enrol().method[:3] == "401"
+    assert Client(bench.connect()).enrol().method == "403 Too many failed logins"  # of the address all have here
+    assert Client(relay).enrol().method == "200 OK"
+    assert [type(event) for event in bench.events if isinstance(event, AuthenticationFlood | UserLocked)] == [
+        AuthenticationFlood
+    ]
 
 
 @pytest.mark.requirement("MSRP-AUTH-30")

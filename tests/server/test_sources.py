@@ -16,6 +16,8 @@ from tests.conftest import EdgeServer, EdgeServerFactory
 from tests.server.agents import USERS, counted, exchange_messages, open_config, sip_ua
 from tests.ua.hostile import HostileClient, HostileUdp
 from tests.ua.link import trusting_context
+from tests.ua.msrp import AuthFailed, MsrpEndpoint
+from tests.ua.sip import SipUA
 from tests.ua.sip_message import address_uri
 from tests.ua.wait import eventually
 
@@ -274,3 +276,42 @@ async def test_rfc3261_21_5_4_beyond_the_cap_on_bindings_503_and_those_there_are
         assert (await exchange_messages(alice, bob)).status == 200
         assert (await alice.unregister()).status == 200
         assert (await carol.register()).status == 200
+
+
+# ------------------------------------------------------------------------------------------ guessing
+
+
+async def msrp_logins(server: EdgeServer, host: str, password: str, times: int = 1) -> list[int]:
+    """The answers to AUTH of alice from an address."""
+    statuses = []
+    async with MsrpEndpoint("alice", password, relay=here(server), host=host) as client:
+        for _ in range(times):
+            try:
+                await client.auth()
+                statuses.append(200)
+            except AuthFailed as error:
+                statuses.append(error.status)
+    return statuses
+
+
+async def sip_logins(server: EdgeServer, host: str, password: str, times: int = 1) -> list[int]:
+    """The answers to REGISTER of alice from an address."""
+    async with SipUA("alice", password, server=here(server), transport="tcp", local_host=host) as client:
+        return [(await client.register()).status for _ in range(times)]
+
+
+async def test_a_user_who_is_guessed_over_both_protocols_is_locked_out_of_both_but_not_from_home(
+    edge_server: EdgeServerFactory,
+) -> None:
+    server = edge_server(open_config(limits={"auth_failures": 200}), USERS)
+    right, home, eve, abroad = USERS["alice@example.com"], "127.0.0.1", "127.0.0.2", "127.0.0.3"
+    assert await sip_logins(server, home, right) == [200]
+    assert await sip_logins(server, eve, "wrong", 50) == [401] * 50
+    assert await msrp_logins(server, eve, "wrong", 52) == [401] * 50 + [403] * 2
+    assert await sip_logins(server, eve, "wrong") == [403]
+    assert (await msrp_logins(server, abroad, right), await sip_logins(server, abroad, right)) == ([403], [403])
+    assert (await msrp_logins(server, home, right), await sip_logins(server, home, right)) == ([200], [200])
+    await counted(server, "edge_auth_failures_total", 5, reason="locked_out")
+    text = server.log_text()
+    assert text.count("WARNING edge.security user locked src=127.0.0.2 user=alice protocol=msrp") == 1
+    assert "auth flood" not in text  # trusted addresses are not to blame
