@@ -289,9 +289,12 @@ class Enrolment:
         return None
 
     def _open(self, source: MsrpHandler, head: Head, verdict: Verdict, lifetime: int, now: float) -> Session:
-        if len(source.sessions) >= self._relay.settings.sessions_per_connection:
-            raise RemoteError(403, "session_quota", "Too many sessions")
         user, limit = verdict.username.decode("utf-8", "replace"), self._relay.settings.sessions_per_user
+        held = len(source.sessions)
+        if held >= self._relay.settings.sessions_per_connection and source.connection.identities:
+            held = [session.user for session in source.sessions].count(user)  # a relay speaks for many
+        if held >= self._relay.settings.sessions_per_connection:
+            raise RemoteError(403, "session_quota", "Too many sessions")
         if 0 < limit <= self._relay.table.count_of(user):
             raise RemoteError(403, "sessions_per_user", "Too many sessions")
         return self.enrol(source, head, user, lifetime, now)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from edge.errors import RemoteError
 from edge.msrp.frame import OTHER_BODY_LIMIT, UNREADABLE, Head, clean_comment
 from edge.msrp.framing import Frame
-from edge.msrp.handler import ROUTES_LIMIT
 from edge.msrp.outstream import OutStream
 from edge.msrp.report import Forwarded
+from edge.msrp.route import remember_route
 from edge.msrp.uri import is_same_uri
 
 if TYPE_CHECKING:
@@ -154,9 +154,7 @@ class Forwarder:
         route = source.routes.get(head.paths)
         if route is None or not route.valid or now >= route.expires_at:
             route = self._relay.router.resolve(source, head, now)
-            if len(source.routes) >= ROUTES_LIMIT:
-                source.drop_routes()
-            source.routes[head.paths] = route
+            remember_route(source.routes, route)
             source.succeed()
         return route
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from edge.msrp.relay import Relay
     from edge.msrp.session import Session
 
-ROUTES_LIMIT = 2048
 FAILURES_LIMIT = 5
 HEAD_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 60.0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edge.errors import RemoteError
 from edge.msrp.attributes import FrameAttributes
+from edge.msrp.route import remember_route
 from edge.msrp.uri import parse_uri
 
 if TYPE_CHECKING:
@@ -58,9 +59,8 @@ class Operations:
         source, head = self._source, self._frame.head
         if next_hop is not None or existing_only:
             via = parse_uri(next_hop) if next_hop is not None else None
-            source.routes[head.paths] = source.relay.router.resolve_over(
-                source, head, now, via=via, existing_only=existing_only
-            )
+            over = source.relay.router.resolve_over(source, head, now, via=via, existing_only=existing_only)
+            remember_route(source.routes, over)
             source.succeed()
         route = source.relay.forwarder.find_route(source, head, now) if close_after else None
         source.relay.forwarder.handle_frame(source, self._frame, now)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edge.msrp.relay import Relay
     from edge.msrp.session import Session
 
+ROUTES_LIMIT = 2048  # of one connection
+
 
 class Route:
     """The decision for one pair of paths that came over one connection.
@@ -77,6 +79,16 @@ class Route:
         self.outbox.routes.discard(self)
         for session in self._sessions:
             session.routes.discard(self)
+
+
+def remember_route(routes: dict[bytes, Route], route: Route) -> None:
+    """Keep a route of one connection by its paths; of more than `ROUTES_LIMIT` the first goes, and is found anew."""
+    former = routes.pop(route.paths, None)
+    if former is None and len(routes) >= ROUTES_LIMIT:
+        former = routes.pop(next(iter(routes)))
+    if former is not None:
+        former.withdraw()
+    routes[route.paths] = route
 
 
 class Router:

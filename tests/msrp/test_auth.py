@@ -243,6 +243,19 @@ def test_the_quota_of_a_connection() -> None:
     assert [client.enrol().method[:3] for _ in range(3)] == ["200", "200", "403"]
 
 
+@pytest.mark.requirement("MSRP-SEND-13", "MSRP-SEC-08")
+def test_the_quota_of_a_link_is_one_for_each_user_behind_the_other_relay() -> None:
+    bench = Bench(sessions_per_connection=2, passwords={f"user{number}": "teal-anchor-42" for number in range(50)})
+    link = bench.connect(identities=("gate.fjord.example",))
+    for number in range(50):
+        path = f"msrps://gate.fjord.example:2855/g{number};tcp {NORA[:-4]}{number};tcp"
+        client = Client(link, f"user{number}", path=path)
+        assert [client.enrol().method for _ in range(3)] == ["200 OK", "200 OK", "403 Too many sessions"]
+    assert bench.relay.stats.refused == {"session_quota": 50}
+    assert len(bench.relay.table) == 100
+    assert not link.closed
+
+
 @pytest.mark.requirement("MSRP-SEC-08")
 def test_the_quota_of_a_user_over_all_connections() -> None:
     bench = Bench(sessions_per_user=2)

@@ -71,6 +71,8 @@ def test_another_next_hop_is_connected_to_and_the_paths_stay() -> None:
     assert len(bench.dialled) == 1
     frames = parse_frames(dialled.connection.take())
     assert [dict(frame.headers)["To-Path"] for frame in frames] == [f"{GATE} {TARIQ}"] * 3
+    (session,) = bench.relay.table
+    assert len(session.routes) == 1  # however often that is said
 
 
 def test_without_a_connection_nothing_is_dialled_when_that_is_asked() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edge.connections import Transport
 from edge.errors import LocalError
+from edge.msrp.route import ROUTES_LIMIT
 from edge.msrp.target import is_permitted
 from edge.settings import Limits
 from tests.msrp.parser import parse_frames
@@ -482,6 +483,35 @@ def test_many_sessions_on_one_connection() -> None:
         mina.receive(send(f"{uri} {FAR[:-4]}{number};tcp", f"{MINA[:-3]}{number};ws"))
     assert [frame.method[:4] for frame in parse_frames(mina.take())].count("SEND") == 100
     assert [frame.method[:4] for frame in parse_frames(far.take())].count("SEND") == 100
+
+
+@pytest.mark.requirement("MSRP-SEND-13")
+def test_more_pairs_of_paths_than_are_remembered_are_found_anew_and_nobody_loses_anything() -> None:
+    bench = Bench()
+    mina, link = bench.connect(), bench.connect()
+    handler = bench.relay.handler_for(link)
+    link.handler = handler
+
+    def from_link(number: int) -> bytes:
+        uri, near = f"msrps://edge.loom.example:2855/s{number:021};tcp", f"{MINA[:-3]}{number};ws"
+        if handler.relay.table.find_raw(uri.encode(), bench.clock.now) is None:
+            bench.open(mina, uri, near, user="mina")
+        return send(f"{uri} {near}", f"{FAR[:-4]}{number};tcp", mid=f"m{number}")
+
+    link.receive(from_link(0))
+    first = mina.take()
+    for number in range(1, ROUTES_LIMIT + 100):
+        link.receive(from_link(number))
+        assert len(handler.routes) <= ROUTES_LIMIT
+    kept = [route.session.uri.raw.decode()[-8:-4] for route in handler.routes.values()]
+    assert (kept[0], kept[-1]) == ("0100", f"{ROUTES_LIMIT + 99}")
+    assert all(route.valid for route in handler.routes.values())
+    link.receive(from_link(0))
+    assert {frame.method for frame in parse_frames(link.take())} == {"200 OK"}
+    assert len(parse_frames(mina.take())) == ROUTES_LIMIT + 100
+    mina.receive(answer(first, "413 no"))  # whose route was forgotten meanwhile
+    (report,) = parse_frames(link.take())
+    assert (report.method, report["Message-ID"], report["Status"]) == ("REPORT", "m0", "000 413 no")
 
 
 @pytest.mark.requirement("MSRP-SEND-15", "MSRP-RESP-07")

@@ -190,6 +190,64 @@ async def test_sessions_share_a_link_to_another_relay_or_have_one_each(
         assert one.metrics().value("edge_connections_opened_total", transport="tls") == len(pairs) + links
 
 
+async def enrolled(client: MsrpEndpoint, count: int) -> list[str]:
+    """So many URIs of the client's relay, all over this one connection."""
+    client.reuse_nonce = True
+    return [(await client.auth())[0] for _ in range(count)]
+
+
+async def talk(sender: MsrpEndpoint, receiver: MsrpEndpoint, pairs: list[tuple[str, str]]) -> None:
+    """A message in each of the sessions, all at once: each is answered, and comes once, along its own path."""
+    paths = [[near, far, receiver.uri] for near, far in pairs]
+    sent = await asyncio.gather(*(sender.send(path, b"%d" % number) for number, path in enumerate(paths)))
+    assert all(one.ok for one in sent)
+    came = {int(bytes(message.data)): message for message in [await receiver.next_message() for _ in paths]}
+    assert len(came) == len(paths)
+    for number, (near, far) in enumerate(pairs):
+        assert came[number].from_path == [far, near, sender.uri]
+
+
+@pytest.mark.requirement("MSRP-SEND-13", "MSRP-AUTH-24")
+async def test_a_hundred_sessions_of_one_websocket_client_and_none_beyond_its_quota(
+    edge_server: EdgeServerFactory,
+) -> None:
+    server = edge_server(open_config(msrp={"sessions_per_connection": 100}), USERS)
+    async with (
+        msrp_client(server, "alice", "ws") as alice,
+        msrp_client(server, "bob", "tcp") as bob,
+        msrp_client(server, "alice", "ws") as other,
+    ):
+        near, far = await enrolled(alice, 100), await enrolled(bob, 100)
+        pairs = list(zip(near, far, strict=True))
+        for _ in range(3):
+            with pytest.raises(AuthFailed) as failed:
+                await alice.auth()
+            assert (failed.value.status, failed.value.frame.comment) == (403, "Too many sessions")
+        assert server.metrics().value("edge_msrp_rejected_total", reason="session_quota") == 3
+        await talk(alice, bob, pairs)
+        await talk(bob, alice, [(far, near) for near, far in pairs])
+        assert len(await enrolled(other, 1)) == 1  # the same user over another connection
+        assert server.metrics().value("edge_msrp_sessions") == 201
+        assert server.metrics().value("edge_connections_opened_total", transport="ws") == 2
+
+
+@pytest.mark.requirement("MSRP-SEND-13", "MSRP-CON-04")
+async def test_a_thousand_sessions_over_one_link_between_relays(
+    edge_server: EdgeServerFactory, authority: Authority
+) -> None:
+    ports = free_port(), free_port()
+    many = {"sessions_per_connection": 1000, "share_links": True}
+    one = edge_server(relay_config(authority, ports[0], **many), USERS, port=ports[0])
+    two = edge_server(relay_config(authority, ports[1], HOSTS[1], **many), USERS, port=ports[1])
+    async with msrp_client(one, "alice") as alice, msrp_client(two, "bob", host=HOSTS[1]) as bob:
+        pairs = list(zip(*await asyncio.gather(enrolled(alice, 1000), enrolled(bob, 1000)), strict=True))
+        await talk(alice, bob, pairs)
+        await talk(bob, alice, [(far, near) for near, far in pairs])
+        assert two.metrics().value("edge_msrp_sessions") == 1000
+        for server in (one, two):  # a client each, and the link
+            assert server.metrics().value("edge_connections_opened_total", transport="tls") == 2
+
+
 @pytest.mark.requirement("MSRP-CHK-15", "MSRP-RPT-07", "MSRP-BIND-09")
 async def test_a_relay_that_is_killed_in_the_middle_of_a_file_and_comes_back(
     edge_server: EdgeServerFactory, authority: Authority
