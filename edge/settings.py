@@ -36,16 +36,10 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """One table of the file."""
 
 
-class Listen(Section, frozen=True):
-    """One address to listen on, and what is served there."""
+class Bound(Section, frozen=True):
+    """An address to listen on."""
 
     bind: str
-    advertise: str = ""
-    transports: tuple[TransportName, ...] = ("udp", "tcp", "tls", "ws", "wss")
-    protocols: tuple[ProtocolName, ...] = ("sip", "msrp")
-    proxy_protocol: tuple[str, ...] = ()
-    force: Literal["", "off", "streams", "all", "never"] = ""
-    origins: tuple[str, ...] = ()
 
     @property
     def host(self) -> str:
@@ -56,6 +50,17 @@ class Listen(Section, frozen=True):
     def port(self) -> int:
         """Bound port; 0 lets the system choose one."""
         return split_host_port(self.bind)[1]
+
+
+class Listen(Bound, frozen=True):
+    """One address to listen on, and what is served there."""
+
+    advertise: str = ""
+    transports: tuple[TransportName, ...] = ("udp", "tcp", "tls", "ws", "wss")
+    protocols: tuple[ProtocolName, ...] = ("sip", "msrp")
+    proxy_protocol: tuple[str, ...] = ()
+    force: Literal["", "off", "streams", "all", "never"] = ""
+    origins: tuple[str, ...] = ()
 
     @property
     def wildcard(self) -> bool:
@@ -313,21 +318,11 @@ class Accounting(Section, frozen=True):
     call_limit: Annotated[float, msgspec.Meta(gt=0, le=2_592_000)] = 43200.0
 
 
-class Admin(Section, frozen=True):
+class Admin(Bound, frozen=True):
     """The administration port."""
 
     bind: str = "127.0.0.1:9060"
     token: str = ""
-
-    @property
-    def host(self) -> str:
-        """Bound IP address, IPv6 without brackets."""
-        return split_host_port(self.bind)[0]
-
-    @property
-    def port(self) -> int:
-        """Bound port; 0 lets the system choose one."""
-        return split_host_port(self.bind)[1]
 
     def __repr__(self) -> str:
         """Show whether there is a token, never which one."""

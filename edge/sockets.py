@@ -56,17 +56,7 @@ def _bind_pair(listen: Listen) -> tuple[socket.socket, socket.socket | None]:
 
 def bind_stream(host: str, port: int) -> socket.socket:
     """Bind a TCP socket for listening. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
+    return _bind(host, port, socket.SOCK_STREAM)
 
 
 def tune_stream(sock: socket.socket, patience: float) -> None:
@@ -83,9 +73,16 @@ def tune_stream(sock: socket.socket, patience: float) -> None:
 
 def bind_datagram(host: str, port: int) -> socket.socket:
     """Bind a UDP socket. Raises OSError."""
+    return _bind(host, port, socket.SOCK_DGRAM)
+
+
+def _bind(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    """IPv6 is IPv6 alone; a TCP port is free again as soon as its listener is gone."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock = socket.socket(family, kind)
     try:
+        if kind is socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))

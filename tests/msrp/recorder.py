@@ -23,6 +23,7 @@ from edge.msrp.session import Session
 from edge.msrp.uri import parse_uri
 from edge.settings import Limits
 from edge.timers import TimerWheel
+from tests.msrp.parser import parse_frames
 from tests.ua.clock import FakeClock
 
 Step = tuple[str, bytes]
@@ -283,7 +284,32 @@ class Bench:
             self.turns.pop(0)()
 
 
+class Pair:
+    """Nora, who owns XN, and a far party who is connected."""
+
+    def __init__(self, **options: object) -> None:
+        self.bench = Bench(**options)  # type: ignore[arg-type]
+        self.nora = self.bench.connect()
+        self.session = self.bench.open(self.nora, XN, NORA)
+        self.far = self.bench.connect()
+
+    def feed(self, wire: bytes, size: int = 60_000) -> None:
+        """Let octets of the far party arrive in pieces."""
+        for at in range(0, len(wire), size):
+            self.far.receive(wire[at : at + size])
+
+    def codes(self, connection: Recorder | None = None) -> list[str]:
+        """The first three letters of each frame sent since the last look, to the far party by default."""
+        return [frame.method[:3] for frame in parse_frames((connection or self.far).take())]
+
+    @property
+    def dialled(self) -> Recorder:
+        """The connection opened last."""
+        return self.bench.dialled[-1].connection
+
+
 NORA = "msrps://192.0.2.17:49320/nora9sKd83LqVb;tcp"
+FAR = "msrps://198.51.100.9:50001/far0001;tcp"
 PABLO = "msrps://pablo.harbor.example:7788/pbl0Q4w9ZtEuJ2;tcp"
 MINA = "msrps://k3v9x2qp.invalid:2855/minaWs71RtYc5h;ws"
 TARIQ = "msrps://192.0.2.201:40112/tarq55Hn2VbXo8;tcp"

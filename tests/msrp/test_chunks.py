@@ -11,23 +11,7 @@ from hypothesis import strategies as st
 from edge.connections import Transport
 from edge.msrp.handler import MsrpHandler
 from tests.msrp.parser import Parsed, parse_frames
-from tests.msrp.recorder import MINA, NORA, PABLO, XM, XN, Bench, E, Recorder, send
-
-FAR = "msrps://198.51.100.9:50001/far0001;tcp"
-
-
-class Pair:
-    """A far party sends to Nora."""
-
-    def __init__(self, **options: object) -> None:
-        self.bench = Bench(**options)  # type: ignore[arg-type]
-        self.nora = self.bench.connect()
-        self.session = self.bench.open(self.nora, XN, NORA)
-        self.far = self.bench.connect()
-
-    def feed(self, wire: bytes, size: int = 60_000) -> None:
-        for at in range(0, len(wire), size):
-            self.far.receive(wire[at : at + size])
+from tests.msrp.recorder import FAR, MINA, NORA, PABLO, XM, XN, Bench, E, Pair, Recorder, send
 
 
 def pattern(size: int) -> bytes:

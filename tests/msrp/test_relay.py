@@ -15,27 +15,7 @@ from edge.msrp.route import ROUTES_LIMIT
 from edge.msrp.target import is_permitted
 from edge.settings import Limits
 from tests.msrp.parser import parse_frames
-from tests.msrp.recorder import MINA, NORA, PABLO, TARIQ, XM, XN, Bench, E, Recorder, answer, send
-
-FAR = "msrps://198.51.100.9:50001/far0001;tcp"
-
-
-class Pair:
-    """Nora, who owns XN, and a far party who is connected."""
-
-    def __init__(self, **options: object) -> None:
-        self.bench = Bench(**options)  # type: ignore[arg-type]
-        self.nora = self.bench.connect()
-        self.session = self.bench.open(self.nora, XN, NORA)
-        self.far = self.bench.connect()
-
-    def codes(self, connection: Recorder | None = None) -> list[str]:
-        return [frame.method[:3] for frame in parse_frames((connection or self.far).take())]
-
-    @property
-    def dialled(self) -> Recorder:
-        return self.bench.dialled[-1].connection
-
+from tests.msrp.recorder import FAR, MINA, NORA, PABLO, TARIQ, XM, XN, Bench, E, Pair, Recorder, answer, send
 
 # -- framing as the relay answers it
 

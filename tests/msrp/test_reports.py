@@ -7,9 +7,8 @@ import pytest
 from edge.msrp.frame import clean_comment
 from edge.msrp.handler import MsrpHandler
 from tests.msrp.parser import Parsed, parse_frames
-from tests.msrp.recorder import NORA, PABLO, XN, Bench, Recorder, answer, send
+from tests.msrp.recorder import FAR, NORA, PABLO, XN, Bench, Recorder, answer, send
 
-FAR = "msrps://198.51.100.9:50001/far0001;tcp"
 MODES = ["yes", "absent", "partial", "no"]
 
 

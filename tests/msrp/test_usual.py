@@ -8,9 +8,8 @@ import pytest
 
 from edge.connections import Transport
 from tests.msrp.parser import Parsed, parse_frames
-from tests.msrp.recorder import MINA, NORA, PABLO, XM, XN, Bench, Recorder, answer, send
+from tests.msrp.recorder import FAR, MINA, NORA, PABLO, XM, XN, Bench, Recorder, answer, send
 
-FAR = "msrps://198.51.100.9:50001/far0001;tcp"
 OTHER = "msrps://198.51.100.7:1/o;tcp"
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidMessage
 
-from tests.conftest import EdgeServer
 from tests.policy.conftest import PolicyFactory
-from tests.server.agents import answering, counted, msrp_client, sip_ua
+from tests.server.agents import all_registered, answering, counted, msrp_client, sip_ua
 from tests.sip.rig import request
 from tests.ua.hostile import HostileClient, HostileUdp
 from tests.ua.msrp import AuthFailed
@@ -27,13 +26,6 @@ Sec-WebSocket-Version: 13\r
 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r
 Sec-WebSocket-Protocol: sip\r
 """
-
-
-async def registered(stack: AsyncExitStack, server: EdgeServer, *names: str, **options: Any) -> list[SipUA]:
-    agents = [await stack.enter_async_context(sip_ua(server, name, **options)) for name in names]
-    for agent in agents:
-        assert (await agent.register()).status == 200
-    return agents
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls", "wss"])
@@ -103,7 +95,7 @@ async def test_users_registrations_and_branches_wait_in_the_order_of_their_conne
                 branch.refuse()
     """)
     async with AsyncExitStack() as stack:
-        alice, bob = await registered(stack, server, "alice", "bob")
+        alice, bob = await all_registered(server, stack, "alice", "bob")
         carol, dave = [await stack.enter_async_context(sip_ua(server, name)) for name in ("carol", "dave")]
         assert (await carol.register()).status == 403
         answer = await dave.register()
@@ -136,7 +128,7 @@ async def test_a_call_is_cancelled_while_a_policy_thinks_about_its_branch(with_p
             await asyncio.sleep(0.3 if branch.method == "INVITE" else 0)
     """)
     async with AsyncExitStack() as stack:
-        alice, bob = await registered(stack, server, "alice", "bob")
+        alice, bob = await all_registered(server, stack, "alice", "bob")
         call = alice.start_invite(bob.uri)
         await call.provisional(100)
         cancelled = asyncio.create_task(call.cancel())
@@ -164,7 +156,7 @@ async def test_a_branch_that_was_decided_on_too_late_does_not_leave(with_policy:
                 branch.count("decided")
     """)
     async with AsyncExitStack() as stack:
-        alice, bob, carol = await registered(stack, server, "alice", "bob", "carol")
+        alice, bob, carol = await all_registered(server, stack, "alice", "bob", "carol")
         bob.on_request = carol.on_request = answering(202)
         assert (await alice.message("sip:team@example.com", b"x")).status == 202
         await counted(server, "edge_policy_counts_total", label="decided")
@@ -180,7 +172,7 @@ async def test_a_flow_that_ends_while_a_policy_thinks_is_a_flow_that_failed(with
             await asyncio.sleep(0.3)
     """)
     async with AsyncExitStack() as stack:
-        alice, bob = await registered(stack, server, "alice", "bob")
+        alice, bob = await all_registered(server, stack, "alice", "bob")
         asked = asyncio.create_task(alice.message(bob.uri, b"x"))
         await counted(server, "edge_policy_counts_total", label="asked")
         await bob.stop()

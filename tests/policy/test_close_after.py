@@ -13,6 +13,7 @@ from tests.server.agents import connections_open, counted, registered, sip_ua
 from tests.ua.link import Link
 from tests.ua.sip import SipUA
 from tests.ua.sip_dialog import Call
+from tests.ua.sip_message import Request
 
 HOP = """
     def sip_request(self, request):
@@ -38,6 +39,14 @@ def call_over(alice: SipUA, hop: SipUA, *marks: tuple[str, str]) -> Call:
     return alice.start_invite("sip:far@far.example", headers=[("X-Hop", f"sip:{host}:{port};transport=tcp"), *marks])
 
 
+async def ringing(alice: SipUA, hop: SipUA) -> tuple[Call, Request]:
+    call = call_over(alice, hop, *CLOSE)
+    invite = await hop.next_request("INVITE")
+    hop.respond(invite, 180)
+    await call.provisional(180)
+    return call, invite
+
+
 def links(hop: SipUA) -> list[Link]:
     assert hop.listener is not None
     return hop.listener.links
@@ -51,10 +60,7 @@ async def policy_closed(server: EdgeServer, count: int) -> None:
 async def test_a_stream_ends_after_the_ack_of_a_refusal_and_not_while_it_rings(with_policy: PolicyFactory) -> None:
     server = with_policy(HOP)
     async with caller_and_hop(server) as (alice, hop):
-        call = call_over(alice, hop, *CLOSE)
-        invite = await hop.next_request("INVITE")
-        hop.respond(invite, 180)
-        await call.provisional(180)
+        call, invite = await ringing(alice, hop)
         assert not links(hop)[0].closed
         hop.respond(invite, 486)
         assert (await call.result()).status == 486
@@ -101,10 +107,7 @@ async def test_a_stream_stays_while_another_request_waits_for_its_answer(with_po
 async def test_a_cancelled_call_ends_its_stream_with_the_487(with_policy: PolicyFactory) -> None:
     server = with_policy(HOP)
     async with caller_and_hop(server) as (alice, hop):
-        call = call_over(alice, hop, *CLOSE)
-        invite = await hop.next_request("INVITE")
-        hop.respond(invite, 180)
-        await call.provisional(180)
+        call, invite = await ringing(alice, hop)
         assert (await call.cancel()).status == 200
         hop.respond(await hop.next_request("CANCEL"), 200)
         assert not links(hop)[0].closed

@@ -8,9 +8,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests.policy.conftest import PolicyFactory
-from tests.server.agents import answering, counted, msrp_client, sip_ua
+from tests.server.agents import all_registered, answering, counted, msrp_client, sip_ua
 from tests.ua.msrp import AuthFailed
-from tests.ua.sip import CallFailed, SipUA
+from tests.ua.sip import CallFailed
 
 KINDS = pytest.mark.parametrize("kind", ["def", "async def"])
 
@@ -73,13 +73,6 @@ async def test_a_user_of_msrp_is_refused(with_policy: PolicyFactory, kind: str) 
         await alice.auth()
 
 
-async def pair(server: object, stack: AsyncExitStack) -> tuple[SipUA, SipUA]:
-    agents = [await stack.enter_async_context(sip_ua(server, name)) for name in ("alice", "bob")]
-    for agent in agents:
-        assert (await agent.register()).status == 200
-    return agents[0], agents[1]
-
-
 @KINDS
 async def test_a_branch_is_left_out_and_a_response_passed_on(with_policy: PolicyFactory, kind: str) -> None:
     server = with_policy(
@@ -87,7 +80,7 @@ async def test_a_branch_is_left_out_and_a_response_passed_on(with_policy: Policy
     )
     server.expect_traceback = True
     async with AsyncExitStack() as stack:
-        alice, bob = await pair(server, stack)
+        alice, bob = await all_registered(server, stack, "alice", "bob")
         bob.on_request = answering(202)
         assert (await alice.message(bob.uri, b"bad")).status == 480
         assert (await alice.message(bob.uri, b"good")).status == 202
@@ -101,7 +94,7 @@ async def test_the_end_of_a_call_happens_all_the_same(with_policy: PolicyFactory
     server = with_policy(raising(kind, "ended"))
     server.expect_traceback = True
     async with AsyncExitStack() as stack:
-        alice, bob = await pair(server, stack)
+        alice, bob = await all_registered(server, stack, "alice", "bob")
         bob.on_request = answering(486)
         for _ in range(2):
             with pytest.raises(CallFailed) as failed:
@@ -118,7 +111,7 @@ async def test_an_answer_is_dropped_as_if_it_had_not_come(with_policy: PolicyFac
                 response.drop()
     """)
     async with AsyncExitStack() as stack:
-        alice, bob = await pair(server, stack)
+        alice, bob = await all_registered(server, stack, "alice", "bob")
         bob.on_request = answering(486)
         with pytest.raises(TimeoutError):
             await alice.message(bob.uri, b"x", timeout=0.5)

@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from queue import Empty
-from typing import Any
 
 import pytest
 
 from tests.conftest import EdgeServer, EdgeServerFactory
 from tests.policy.conftest import PolicyFactory
-from tests.server.agents import answering, counted, sip_ua
+from tests.server.agents import all_registered, answering, counted, registered, sip_ua
 from tests.server.stub_hop import StubHop
 from tests.ua.sip import SipUA
 
@@ -30,13 +29,6 @@ def hop() -> Iterator[StubHop]:
     made = StubHop()
     with made.running():
         yield made
-
-
-async def registered(stack: AsyncExitStack, server: EdgeServer, *names: str, **options: Any) -> list[SipUA]:
-    agents = [await stack.enter_async_context(sip_ua(server, name, **options)) for name in names]
-    for agent in agents:
-        assert (await agent.register()).status == 200
-    return agents
 
 
 def via_hop(hop: StubHop, *marks: str) -> list[tuple[str, str]]:
@@ -97,8 +89,8 @@ async def test_rfc3327_a_path_with_a_token_is_added_to_a_register_that_goes_on_a
                 request.relay("sip:{hop.address};transport=tcp")
     """)
     async with AsyncExitStack() as stack:
-        (carol,) = await registered(stack, server, "carol")
-        (alice,) = await registered(stack, server, "alice")
+        carol = await registered(server, stack, "carol")
+        alice = await registered(server, stack, "alice")
         _, data = await hop.next()
         path = re.search(rb"\r\nPath: (<sip:[^>]*@[^>]*;ob>)\r\n", data)
         assert path is not None, data
@@ -149,7 +141,7 @@ async def test_a_message_is_recorded_with_a_token_that_leads_back_to_its_sender(
                 request.record_route_with_token()
     """)
     async with AsyncExitStack() as stack:
-        alice, bob = await registered(stack, server, "alice", "bob")
+        alice, bob = await all_registered(server, stack, "alice", "bob")
         alice.on_request = answering(202)
         bob.on_request = answering()
         await alice.message(bob.uri, b"x")
@@ -171,8 +163,8 @@ async def test_rfc5626_5_3_a_policy_tells_a_live_token_from_a_dead_and_a_forged_
                 request.reject(488, request.best_flows("bob@example.com")[0][0].token)
     """)
     async with AsyncExitStack() as stack:
-        (alice,) = await registered(stack, server, "alice")
-        (bob,) = await registered(stack, server, "bob")
+        alice = await registered(server, stack, "alice")
+        bob = await registered(server, stack, "bob")
         token = (await alice.options("sip:example.com")).reason
 
         async def told(token: str) -> str:
@@ -216,9 +208,7 @@ async def two_flows(stack: AsyncExitStack, server: EdgeServer) -> tuple[SipUA, S
     made = []
     instance = "urn:uuid:00000000-0000-1000-8000-000a95a0e128"
     for reg_id in (1, 2):
-        agent = await stack.enter_async_context(sip_ua(server, "bob", reg_id=reg_id, instance=instance))
-        assert (await agent.register()).status == 200
-        made.append(agent)
+        made.append(await registered(server, stack, "bob", reg_id=reg_id, instance=instance))
     return made[0], made[1]
 
 
@@ -227,7 +217,7 @@ async def test_rfc5626_7_the_flows_of_a_device_are_looked_up_best_first_and_used
 ) -> None:
     server = with_policy(FLOWS)
     async with AsyncExitStack() as stack:
-        (alice,) = await registered(stack, server, "alice")
+        alice = await registered(server, stack, "alice")
         first, second = await two_flows(stack, server)
         assert (await alice.options("sip:example.com")).reason == "2:up:tcp 1:up:tcp"
         first.on_request, second.on_request = answering(201), answering(202)
@@ -242,7 +232,7 @@ async def test_rfc5626_7_the_next_flow_is_tried_after_an_answer_a_policy_takes_f
 ) -> None:
     server = with_policy(FLOWS)
     async with AsyncExitStack() as stack:
-        (alice,) = await registered(stack, server, "alice")
+        alice = await registered(server, stack, "alice")
         first, second = await two_flows(stack, server)
         first.on_request, second.on_request = answering(201), answering(486)
         assert (await alice.message("sip:bob@example.com", b"x")).status == 201
@@ -261,7 +251,7 @@ async def test_targets_of_a_later_step_are_tried_when_all_of_the_first_have_refu
                 request.set_targets(["sip:bob@example.com", "sip:carol@example.com"], "sip:dave@example.com")
     """)
     async with AsyncExitStack() as stack:
-        alice, bob, carol, dave = await registered(stack, server, "alice", "bob", "carol", "dave")
+        alice, bob, carol, dave = await all_registered(server, stack, "alice", "bob", "carol", "dave")
         bob.on_request, carol.on_request, dave.on_request = answering(486), answering(480), answering(202)
         assert (await alice.message("sip:team@example.com", b"x")).status == 202
         assert len(bob.received("MESSAGE")) == len(carol.received("MESSAGE")) == 1
@@ -277,7 +267,7 @@ async def test_a_target_that_is_nobody_or_not_there_is_answered_as_usual(
                 request.set_targets("sip:{user}@example.com")
     """)
     async with AsyncExitStack() as stack:
-        (alice,) = await registered(stack, server, "alice")
+        alice = await registered(server, stack, "alice")
         assert (await alice.message("sip:anybody@example.com", b"x")).status == status
 
 
@@ -294,7 +284,7 @@ async def test_credentials_are_asked_for_or_not_as_a_policy_says(with_policy: Po
                 request.drop()
     """)
     async with AsyncExitStack() as stack:
-        alice, bob = await registered(stack, server, "alice", "bob")
+        alice, bob = await all_registered(server, stack, "alice", "bob")
         bob.on_request = answering()
         for wanted, challenges in (("accept", 0), ("challenge", 1), ("", 1)):
             answer = await alice.message(bob.uri, b"x", headers=[("X-Wanted", wanted)])
@@ -323,7 +313,7 @@ async def test_a_branch_can_be_left_out_and_bodies_and_uris_rewritten(with_polic
                 response.set_header("X-Asked", response.request_uri)
     """)
     async with AsyncExitStack() as stack:
-        alice, carol = await registered(stack, server, "alice", "carol")
+        alice, carol = await all_registered(server, stack, "alice", "carol")
         carol.on_request = answering(202)
         answer = await alice.message("sip:bob@example.com", b"quiet")
         assert (answer.status, answer.get("X-Asked")) == (202, carol.contact_uri())
@@ -354,7 +344,7 @@ async def test_what_cannot_be_is_an_error_and_does_not_leave(with_policy: Policy
     """)
     server.expect_traceback = True
     async with AsyncExitStack() as stack:
-        alice, bob = await registered(stack, server, "alice", "bob")
+        alice, bob = await all_registered(server, stack, "alice", "bob")
         bob.on_request = answering()
         assert (await alice.message(bob.uri, b"x")).status in (400, 500)
         assert not bob.received("MESSAGE")

@@ -52,11 +52,18 @@ def answering(status: int = 200) -> Callable[[SipUA, Request], int]:
     return lambda ua, request: status
 
 
-async def registered(server: EdgeServer, stack: AsyncExitStack, name: str, transport: str = "tcp") -> SipUA:
+async def registered(
+    server: EdgeServer, stack: AsyncExitStack, name: str, transport: str = "tcp", **options: Any
+) -> SipUA:
     """A user of `USERS`, registered, until the stack is left."""
-    agent = await stack.enter_async_context(sip_ua(server, name, transport))
+    agent = await stack.enter_async_context(sip_ua(server, name, transport, **options))
     assert (await agent.register()).status == 200
     return agent
+
+
+async def all_registered(server: EdgeServer, stack: AsyncExitStack, *names: str) -> list[SipUA]:
+    """Users of `USERS` over TCP, registered in this order, until the stack is left."""
+    return [await registered(server, stack, name) for name in names]
 
 
 async def cancelled_while_ringing(caller: SipUA, callee: SipUA) -> tuple[Call, Request, Request]:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.conftest import EdgeServer
-from tests.server.agents import answering, sip_ua
+from tests.server.agents import answering, registered, sip_ua
 from tests.ua.hostile import HostileClient, HostileUdp, octets, pieces, random_pieces
 from tests.ua.link import StreamLink, open_link
 from tests.ua.stun import BINDING_SUCCESS, binding_request, mapped_address, parse
@@ -172,10 +172,8 @@ async def test_messages_glued_cut_and_after_blank_lines(server: EdgeServer, tls:
 @pytest.mark.requirement("SIP-TRP-13")
 async def test_answers_still_go_to_one_who_has_finished_sending(server: EdgeServer) -> None:
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(sip_ua(server, "alice", "tcp"))
-        bob = await stack.enter_async_context(sip_ua(server, "bob", "tls"))
-        for agent in (alice, bob):
-            assert (await agent.register()).status == 200
+        alice = await registered(server, stack, "alice")
+        bob = await registered(server, stack, "bob", "tls")
         call = asyncio.create_task(alice.message(bob.uri, b"and then I hang up"))
         request = await bob.next_request("MESSAGE")
         assert isinstance(alice.link, StreamLink)
@@ -207,10 +205,8 @@ async def test_content_length_is_computed_where_it_was_missing(server: EdgeServe
 @pytest.mark.requirement("SIP-TRP-10")
 async def test_a_response_that_is_not_for_us_goes_nowhere(server: EdgeServer) -> None:
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(sip_ua(server, "alice", "tcp"))
-        bob = await stack.enter_async_context(sip_ua(server, "bob", "tcp"))
-        for agent in (alice, bob):
-            assert (await agent.register()).status == 200
+        alice = await registered(server, stack, "alice")
+        bob = await registered(server, stack, "bob")
         call = alice.start_invite(bob.uri)
         invite = await bob.next_request("INVITE")
         host = f"127.0.0.1:{server.port}"

@@ -19,6 +19,7 @@ from tests.server.agents import (
     exchange_messages,
     msrp_client,
     open_config,
+    registered,
     sip_ua,
 )
 from tests.ua.hostile import HostileClient
@@ -76,11 +77,9 @@ async def test_a_sip_reader_who_takes_nothing_is_closed_at_the_bound_of_its_queu
 ) -> None:
     server = edge_server(open_config(limits={"send_queue": 65536}), USERS)
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(sip_ua(server, "alice", "tcp"))
-        bob = await stack.enter_async_context(sip_ua(server, "bob", "tcp"))
-        carol = await stack.enter_async_context(sip_ua(server, "carol", "tls"))
-        for agent in (alice, bob, carol):
-            assert (await agent.register()).status == 200
+        alice = await registered(server, stack, "alice")
+        bob = await registered(server, stack, "bob")
+        carol = await registered(server, stack, "carol", "tls")
         alice.reuse_nonce = carol.reuse_nonce = True
         await exchange_messages(alice, carol)
         assert bob.link is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EdgeServer, EdgeServerFactory
-from tests.server.agents import USERS, exchange_messages, msrp_client, open_config, sip_ua
+from tests.server.agents import USERS, exchange_messages, msrp_client, open_config, registered, sip_ua
 from tests.ua.certs import Authority, Certificate
 from tests.ua.hostile import HostileClient
 from tests.ua.link import StreamLink, open_link
@@ -36,10 +36,8 @@ async def test_sigterm_lets_calls_and_a_pending_request_end_and_takes_no_registr
 ) -> None:
     server = edge_server(open_config(limits={"drain_timeout": 60}), USERS)
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(sip_ua(server, "alice", "tcp"))
-        bob = await stack.enter_async_context(sip_ua(server, "bob", "udp"))
-        for agent in (alice, bob):
-            assert (await agent.register()).status == 200
+        alice = await registered(server, stack, "alice")
+        bob = await registered(server, stack, "bob", "udp")
         call = alice.start_invite(bob.uri)
         bob.accept(await bob.next_request("INVITE"))
         dialog = await call.dialog()

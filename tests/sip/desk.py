@@ -91,6 +91,14 @@ class Desk:
         """What bob got."""
         return self.bob.take()
 
+    def assert_unframed(self, data: bytes) -> None:
+        """400 as a datagram; on a stream 400, and what follows is not read; bob gets nothing."""
+        assert self.status(data) == 400
+        stream = self.stream()
+        assert stream.statuses(data + sip()) == [400]
+        assert stream.closed
+        assert self.relayed() == []
+
     def relay(self, data: bytes) -> bytes:
         """Let a request arrive that reaches bob, and return what reaches him."""
         back = self.send(data)

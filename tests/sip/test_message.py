@@ -417,11 +417,7 @@ def test_rfc3261_20_22_max_forwards_is_an_octet(desk: Desk) -> None:
 )
 def test_rfc3261_20_14_content_length_is_digits_and_nothing_else(desk: Desk, value: bytes) -> None:
     data = sip(content_length=b"Content-Length: " + value, body=b"12345")
-    assert desk.status(data) == 400
-    stream = desk.stream()
-    assert stream.statuses(data + sip()) == [400]
-    assert stream.closed
-    assert desk.relayed() == []
+    desk.assert_unframed(data)
 
 
 @pytest.mark.requirement("SIP-MSG-17")
@@ -510,11 +506,7 @@ def test_rfc3261_16_6_what_we_do_not_use_goes_on_unread(desk: Desk) -> None:
 )
 def test_rfc3261_7_bare_line_ends_and_nul_are_refused(desk: Desk, line: bytes) -> None:
     data = sip(MESSAGE, line, b"Y: z")
-    assert desk.status(data) == 400
-    stream = desk.stream()
-    assert stream.statuses(data + sip()) == [400]
-    assert stream.closed
-    assert desk.relayed() == []
+    desk.assert_unframed(data)
 
 
 @pytest.mark.requirement("SIP-MSG-22")
