@@ -28,6 +28,9 @@ log = logging.getLogger("edge.conn")
 Address = tuple[str, int]
 
 TURN_OCTETS = 16384  # about five milliseconds of the smallest SIP messages
+_SMALL_READ = 8192  # octets; what a larger read made is sent at once, while it is in the caches
+_CROWD = 3  # so many reads after the first make a turn of the loop a crowded one
+_LOOK_EVERY = 16  # reads
 _LOOKS = 8  # so often in `idle_timeout` it is asked whether octets left, in `stall_timeout` whether any still wait
 
 
@@ -237,10 +240,12 @@ class ConnectionTable:
         self._trusted = trusted
         self._per_source: dict[str, int] = {}
         self._serial = 0
-        # uvloop's transports gather what a turn writes by themselves; asyncio's send at once: there we wait for its end
-        self._gathering = type(loop).__module__.startswith("uvloop")
-        self._reading = False
         self._dirty: list[Connection] = []
+        self._reading = False
+        self._reads = 0
+        self._crowded = False  # there were several reads in the last turn of the loop that was looked at
+        self._flush_due = False  # at the end of this turn
+        self._turn_began = 0  # `_reads` when that was decided
         self._watched: list[Connection] = []  # to be looked at for stalled receivers
         self._stall_check_at = 0.0
         self._ticker: asyncio.TimerHandle | None = None
@@ -367,20 +372,40 @@ class ConnectionTable:
     # -- writing
 
     def mark_dirty(self, connection: Connection) -> None:
-        """Flush `connection` at the end of this turn of the loop."""
-        if not self._dirty and not self._reading:
-            self.loop.call_soon(self.flush)
+        """Flush `connection` at the end of the read that is under way, or of this turn of the loop."""
         self._dirty.append(connection)
+        if not self._reading:
+            self._flush_later()
 
     def begin_read(self) -> None:
-        """A handler is about to get octets; what it sends is flushed by `end_read` where the transports gather."""
-        self._reading = self._gathering
+        """A handler is about to get octets."""
+        self._reading = True
+        self._reads += 1
 
-    def end_read(self) -> None:
-        """The handler has returned."""
+    def end_read(self, octets: int) -> None:
+        """The handler has taken so many octets: flush what it sent, now or with what others send in this turn.
+
+        Waiting for the end of the turn saves writes, and wakes peers less often, but costs a callback: it is done where
+        several connections are read in a turn. Every `_LOOK_EVERY`th read finds out.
+        """
         self._reading = False
-        if self._gathering and self._dirty:
+        if not self._dirty:
+            return
+        if octets > _SMALL_READ or not (self._flush_due or self._crowded or self._reads % _LOOK_EVERY == 0):
             self.flush()
+        else:
+            self._flush_later()
+
+    def _flush_later(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._turn_began = self._reads
+            self.loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._flush_due = False
+        self._crowded = self._reads - self._turn_began >= _CROWD
+        self.flush()
 
     def flush(self) -> None:
         """Write out everything queued in this turn, one write for each connection."""

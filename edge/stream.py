@@ -110,7 +110,7 @@ class StreamConnection(Connection):
         try:
             self.handler.receive_data(self, data, now)
         finally:
-            self.table.end_read()
+            self.table.end_read(len(data))
 
     def _take_turns(self, data: bytes) -> None:
         """Hand over a large read piece by piece, one in each turn of the loop, and read no more meanwhile.
