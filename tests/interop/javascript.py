@@ -16,11 +16,14 @@ import threading
 import urllib.parse
 import uuid
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
+from tests.conftest import EdgeServer
+from tests.interop.conftest import USERS, StartProgram
 from tests.interop.programs import Program, find_program
 from tests.ua.wait import eventually, scaled
 
@@ -159,3 +162,19 @@ class JavaScriptClient:
             return await eventually(found, seconds, what=f"{name} {wanted or ''} of {self.user}")
         except TimeoutError as error:
             raise TimeoutError(f"{error}; reported so far: {self.events}") from None
+
+
+async def registered_clients(
+    stack: AsyncExitStack, start: StartProgram, ca: Path, *members: tuple[str, str, EdgeServer]
+) -> list[JavaScriptClient]:
+    """Clients in Node, each a user of `USERS`, a script and the server it uses; all of them registered with outbound."""
+    clients = []
+    for user, script, server in members:
+        client = JavaScriptClient(user, USERS[f"{user}@example.com"], f"wss://127.0.0.1:{server.port}")
+        clients.append(await stack.enter_async_context(client))
+        client.run_in_node(start, script, ca)
+    for client in clients:
+        registered = await client.event("registered")
+        assert (registered["status"], registered["require"]) == (200, "outbound")
+        assert int(registered["flowTimer"]) > 0
+    return clients

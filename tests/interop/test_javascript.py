@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import EdgeServer
-from tests.interop.conftest import USERS, StartProgram
-from tests.interop.javascript import JavaScriptClient, require_packages
+from tests.interop.conftest import StartProgram
+from tests.interop.javascript import JavaScriptClient, registered_clients, require_packages
 from tests.interop.test_baresip import rows, secured
 from tests.ua.certs import Authority
 from tests.ua.wait import eventually
@@ -38,15 +38,8 @@ async def pair(edge: Callable[..., EdgeServer], start: StartProgram, tmp_path: P
     authority = Authority(tmp_path / "ca")
     server = secured(edge, authority)
     async with AsyncExitStack() as stack:
-        clients = []
-        for user, script in (("alice", "jssip.mjs"), ("bob", "sipjs.mjs")):
-            client = JavaScriptClient(user, USERS[f"{user}@example.com"], f"wss://127.0.0.1:{server.port}")
-            clients.append(await stack.enter_async_context(client))
-            client.run_in_node(start, script, authority.path)
-        for client in clients:
-            registered = await client.event("registered")
-            assert (registered["status"], registered["require"]) == (200, "outbound")
-            assert int(registered["flowTimer"]) > 0
+        members = ("alice", "jssip.mjs", server), ("bob", "sipjs.mjs", server)
+        clients = await registered_clients(stack, start, authority.path, *members)
         yield Pair(server, *clients)
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import EdgeServer, free_port
 from tests.interop.baresip import Baresip, installed, write_configuration
-from tests.interop.conftest import LOOPBACK, USERS, StartProgram
-from tests.interop.javascript import JavaScriptClient, require_packages
+from tests.interop.conftest import LOOPBACK, StartProgram
+from tests.interop.javascript import registered_clients, require_packages
 from tests.interop.programs import needs
 from tests.interop.test_baresip import rows
 from tests.interop.test_javascript import write
@@ -175,18 +175,11 @@ async def test_jssip_and_sipjs_register_flows_through_an_edge_and_write_to_each_
     require_packages()
     registrar, edges, authority = two_edges
     async with AsyncExitStack() as stack:
-        clients = []
-        for user, script, server in (("alice", "jssip.mjs", edges[0]), ("bob", "sipjs.mjs", edges[1])):
-            client = JavaScriptClient(user, USERS[f"{user}@example.com"], f"wss://127.0.0.1:{server.port}")
-            clients.append(await stack.enter_async_context(client))
-            client.run_in_node(start, script, authority.path)
-        for client in clients:
-            registered = await client.event("registered")
-            assert (registered["status"], registered["require"]) == (200, "outbound")
+        members = ("alice", "jssip.mjs", edges[0]), ("bob", "sipjs.mjs", edges[1])
+        alice, bob = await registered_clients(stack, start, authority.path, *members)
         for row in rows(registrar, "registrations"):
             assert (row["reg_id"], len(row["path"])) == (1, 1)
         assert [len(rows(server, "flows")) for server in edges] == [1, 1]
-        alice, bob = clients
         await write(alice, bob, "from one edge to the other")
         await write(bob, alice, "and back")
         # JsSIP comes back by itself over a new connection, and is found there.

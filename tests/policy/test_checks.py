@@ -13,7 +13,7 @@ import pytest
 from edge.errors import RemoteError
 from edge.policy import AddressList, DomainList, FloodDetector, MethodRates, ScannerList
 from tests.conftest import EdgeServer, EdgeServerFactory
-from tests.server.agents import USERS, answering, counted, msrp_client, open_config, sip_ua
+from tests.server.agents import USERS, answering, counted, enrolled, msrp_client, open_config, sip_ua
 from tests.ua.certs import Authority
 from tests.ua.clock import FakeClock
 from tests.ua.msrp import AuthFailed, MsrpEndpoint
@@ -181,8 +181,7 @@ async def test_requests_of_a_source_are_bounded_by_method(with_policy: Any) -> N
         calls = [await alice.request("INVITE", "sip:nobody@example.com", auth=False) for _ in range(3)]
         assert [answer.status for answer in calls] == [407, 407, 503]
         assert [(await alice.options("sip:example.com")).status for _ in range(5)] == [200] * 5  # has no bound
-        one = await stack.enter_async_context(msrp_client(server, "alice", "tcp"))
-        await one.auth()
+        one = await enrolled(server, stack, "alice", "tcp")
         with pytest.raises(AuthFailed) as refused:
             await one.auth()
         assert refused.value.status == 413

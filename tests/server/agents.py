@@ -47,6 +47,15 @@ def msrp_client(server: EdgeServer, name: str, transport: str = "tls", **options
     return MsrpEndpoint(name, f"{name}-secret", relay=(host, port), transport=transport, host=host, **options)
 
 
+async def enrolled(
+    server: EdgeServer, stack: AsyncExitStack, name: str, transport: str = "tls", **options: Any
+) -> MsrpEndpoint:
+    """A user of `USERS` as MSRP client with a Use-Path, until the stack is left."""
+    client = await stack.enter_async_context(msrp_client(server, name, transport, **options))
+    await client.auth()
+    return client
+
+
 def answering(status: int = 200) -> Callable[[SipUA, Request], int]:
     """An `on_request` that answers everything with one status."""
     return lambda ua, request: status

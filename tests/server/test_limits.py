@@ -16,8 +16,8 @@ from tests.server.agents import (
     answering,
     connections_open,
     counted,
+    enrolled,
     exchange_messages,
-    msrp_client,
     open_config,
     registered,
     sip_ua,
@@ -102,12 +102,10 @@ async def test_a_sip_reader_who_takes_nothing_is_closed_at_the_bound_of_its_queu
 async def test_a_receiver_who_stalls_fails_and_its_sender_was_slowed_down(edge_server: EdgeServerFactory) -> None:
     server = edge_server(open_config(limits={"stall_timeout": 2}), USERS)
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(msrp_client(server, "alice", "tcp"))
-        bob = await stack.enter_async_context(msrp_client(server, "bob", "tcp"))
-        carol = await stack.enter_async_context(msrp_client(server, "carol", "tcp"))
-        dave = await stack.enter_async_context(msrp_client(server, "dave", "tcp"))
-        for client in (alice, bob, carol, dave):
-            await client.auth()
+        alice = await enrolled(server, stack, "alice", "tcp")
+        bob = await enrolled(server, stack, "bob", "tcp")
+        carol = await enrolled(server, stack, "carol", "tcp")
+        dave = await enrolled(server, stack, "dave", "tcp")
         bob.pause_reading()
         before = resident(server)
         path = [*alice.use_path, *bob.path]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EdgeServer, EdgeServerFactory
-from tests.server.agents import STREAMS, USERS, counted, msrp_client, open_config
+from tests.server.agents import STREAMS, USERS, counted, enrolled, msrp_client, open_config
 from tests.ua.certs import Authority, Certificate
 from tests.ua.digest import parse_parameters
 from tests.ua.hostile import HostileClient, octets, random_pieces
@@ -41,12 +41,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> It
     shared.start()
     yield shared
     shared.finish()
-
-
-async def enrolled(server: EdgeServer, stack: AsyncExitStack, name: str, transport: str) -> MsrpEndpoint:
-    client = await stack.enter_async_context(msrp_client(server, name, transport))
-    await client.auth()
-    return client
 
 
 # ------------------------------------------------------------------------------------------ AUTH

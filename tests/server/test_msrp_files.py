@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EdgeServer
-from tests.server.agents import USERS, msrp_client, open_config
+from tests.server.agents import USERS, enrolled, msrp_client, open_config
 from tests.ua.certs import Authority
 from tests.ua.msrp import HashSink, MsrpEndpoint
 from tests.ua.msrp_frame import Frame
@@ -117,10 +117,8 @@ async def transfer(
 )
 async def test_files_pass_one_relay(relays: tuple[EdgeServer, EdgeServer], one: str, other: str, size: int) -> None:
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(msrp_client(relays[0], "alice", one))
-        bob = await stack.enter_async_context(msrp_client(relays[0], "bob", other))
-        await alice.auth()
-        await bob.auth()
+        alice = await enrolled(relays[0], stack, "alice", one)
+        bob = await enrolled(relays[0], stack, "bob", other)
         await transfer(alice, [*alice.use_path, *bob.path], bob, size)
 
 
@@ -131,10 +129,8 @@ async def test_files_pass_one_relay(relays: tuple[EdgeServer, EdgeServer], one: 
 )
 async def test_files_pass_two_relays(relays: tuple[EdgeServer, EdgeServer], one: str, other: str, size: int) -> None:
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(msrp_client(relays[0], "alice", one))
-        bob = await stack.enter_async_context(msrp_client(relays[1], "bob", other))
-        await alice.auth()
-        await bob.auth()
+        alice = await enrolled(relays[0], stack, "alice", one)
+        bob = await enrolled(relays[1], stack, "bob", other)
         await transfer(alice, [*alice.use_path, *bob.path], bob, size)
 
 
@@ -144,10 +140,8 @@ async def test_a_websocket_message_of_100_mebibytes_is_relayed_while_it_comes(
 ) -> None:
     server = relays[0]
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(msrp_client(server, "alice", "ws"))
-        bob = await stack.enter_async_context(msrp_client(server, "bob", "tcp"))
-        await alice.auth()
-        await bob.auth()
+        alice = await enrolled(server, stack, "alice", "ws")
+        bob = await enrolled(server, stack, "bob", "tcp")
         path = [*alice.use_path, *bob.path]
         await transfer(alice, path, bob, MEBIBYTE)
         reset_peak(server)
@@ -162,12 +156,10 @@ async def test_a_receiver_who_takes_nothing_costs_no_memory_and_has_failed_in_ti
 ) -> None:
     server = relays[0]
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(msrp_client(server, "alice", "tcp"))
-        bob = await stack.enter_async_context(msrp_client(server, "bob", "tcp"))
-        carol = await stack.enter_async_context(msrp_client(server, "carol", "tls"))
-        dave = await stack.enter_async_context(msrp_client(server, "dave", "ws"))
-        for client in (alice, bob, carol, dave):
-            await client.auth()
+        alice = await enrolled(server, stack, "alice", "tcp")
+        bob = await enrolled(server, stack, "bob", "tcp")
+        carol = await enrolled(server, stack, "carol", "tls")
+        dave = await enrolled(server, stack, "dave", "ws")
         path = [*alice.use_path, *bob.path]
         bob.answer = None
         assert (await alice.send(path, b"answered here, confirmed by nobody", message_id="early")).ok
@@ -212,8 +204,7 @@ async def test_ten_senders_share_one_receiver_and_a_small_message_passes_them(
             await asyncio.sleep(0)
 
     async with AsyncExitStack() as stack:
-        bob = await stack.enter_async_context(msrp_client(server, "bob", "tcp"))
-        await bob.auth()
+        bob = await enrolled(server, stack, "bob", "tcp")
         bob.sink, bob.on_body = HashSink, count
         senders = [await stack.enter_async_context(msrp_client(server, "alice", "tcp")) for _ in range(10)]
         bobs = {}
@@ -228,8 +219,7 @@ async def test_ten_senders_share_one_receiver_and_a_small_message_passes_them(
         ]
         await eventually(lambda: len(share) == 10, 20)
         share.clear()
-        erin = await stack.enter_async_context(msrp_client(server, "erin", "tcp"))
-        await erin.auth()
+        erin = await enrolled(server, stack, "erin", "tcp")
         (uri,) = await bob.auth()
         assert (await erin.send([*erin.use_path, uri, bob.uri], b"small", message_id="small")).ok
         await eventually(lambda: share["small"] == 5, 20)
@@ -257,10 +247,8 @@ async def test_five_gibibytes_in_one_message_take_no_memory(
     relays: tuple[EdgeServer, EdgeServer], hops: int, transport: str
 ) -> None:
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(msrp_client(relays[0], "alice", transport))
-        bob = await stack.enter_async_context(msrp_client(relays[hops - 1], "bob", transport))
-        await alice.auth()
-        await bob.auth()
+        alice = await enrolled(relays[0], stack, "alice", transport)
+        bob = await enrolled(relays[hops - 1], stack, "bob", transport)
         path = [*alice.use_path, *bob.path]
         # A WebSocket client of the tests has a chunk in its memory before it leaves.
         chunk_size = MEBIBYTE if transport == "ws" else None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import EdgeServer, EdgeServerFactory, free_port
-from tests.server.agents import LOOPBACK, USERS, counted, msrp_client, open_config
+from tests.server.agents import LOOPBACK, USERS, counted, enrolled, msrp_client, open_config
 from tests.ua.certs import Authority
 from tests.ua.hostile import HostileClient
 from tests.ua.msrp import AuthFailed, HashSink, MsrpEndpoint, MsrpListener
@@ -175,10 +175,8 @@ async def test_sessions_share_a_link_to_another_relay_or_have_one_each(
     async with AsyncExitStack() as stack:
         pairs = []
         for here, there in (("alice", "bob"), ("carol", "dave"), ("erin", "alice")):
-            near = await stack.enter_async_context(msrp_client(one, here))
-            far = await stack.enter_async_context(msrp_client(two, there, host=HOSTS[1]))
-            await near.auth()
-            await far.auth()
+            near = await enrolled(one, stack, here)
+            far = await enrolled(two, stack, there, host=HOSTS[1])
             pairs.append((near, far))
         before = two.metrics().value("edge_connections_opened_total", transport="tls")
         await asyncio.gather(*(exchange(near, far) for near, far in pairs))
@@ -190,7 +188,7 @@ async def test_sessions_share_a_link_to_another_relay_or_have_one_each(
         assert one.metrics().value("edge_connections_opened_total", transport="tls") == len(pairs) + links
 
 
-async def enrolled(client: MsrpEndpoint, count: int) -> list[str]:
+async def uris_for(client: MsrpEndpoint, count: int) -> list[str]:
     """So many URIs of the client's relay, all over this one connection."""
     client.reuse_nonce = True
     return [(await client.auth())[0] for _ in range(count)]
@@ -217,7 +215,7 @@ async def test_a_hundred_sessions_of_one_websocket_client_and_none_beyond_its_qu
         msrp_client(server, "bob", "tcp") as bob,
         msrp_client(server, "alice", "ws") as other,
     ):
-        near, far = await enrolled(alice, 100), await enrolled(bob, 100)
+        near, far = await uris_for(alice, 100), await uris_for(bob, 100)
         pairs = list(zip(near, far, strict=True))
         for _ in range(3):
             with pytest.raises(AuthFailed) as failed:
@@ -226,7 +224,7 @@ async def test_a_hundred_sessions_of_one_websocket_client_and_none_beyond_its_qu
         assert server.metrics().value("edge_msrp_rejected_total", reason="session_quota") == 3
         await talk(alice, bob, pairs)
         await talk(bob, alice, [(far, near) for near, far in pairs])
-        assert len(await enrolled(other, 1)) == 1  # the same user over another connection
+        assert len(await uris_for(other, 1)) == 1  # the same user over another connection
         assert server.metrics().value("edge_msrp_sessions") == 201
         assert server.metrics().value("edge_connections_opened_total", transport="ws") == 2
 
@@ -240,7 +238,7 @@ async def test_a_thousand_sessions_over_one_link_between_relays(
     one = edge_server(relay_config(authority, ports[0], **many), USERS, port=ports[0])
     two = edge_server(relay_config(authority, ports[1], HOSTS[1], **many), USERS, port=ports[1])
     async with msrp_client(one, "alice") as alice, msrp_client(two, "bob", host=HOSTS[1]) as bob:
-        pairs = list(zip(*await asyncio.gather(enrolled(alice, 1000), enrolled(bob, 1000)), strict=True))
+        pairs = list(zip(*await asyncio.gather(uris_for(alice, 1000), uris_for(bob, 1000)), strict=True))
         await talk(alice, bob, pairs)
         await talk(bob, alice, [(far, near) for near, far in pairs])
         assert two.metrics().value("edge_msrp_sessions") == 1000
@@ -256,10 +254,8 @@ async def test_a_relay_that_is_killed_in_the_middle_of_a_file_and_comes_back(
     one = edge_server(relay_config(authority, ports[0]), USERS, port=ports[0])
     two = edge_server(relay_config(authority, ports[1], HOSTS[1]), USERS, port=ports[1])
     async with AsyncExitStack() as stack:
-        alice = await stack.enter_async_context(msrp_client(one, "alice"))
-        bob = await stack.enter_async_context(msrp_client(two, "bob", host=HOSTS[1]))
-        await alice.auth()
-        await bob.auth()
+        alice = await enrolled(one, stack, "alice")
+        bob = await enrolled(two, stack, "bob", host=HOSTS[1])
         begun = asyncio.Event()
         bob.sink, bob.on_body = HashSink, lambda frame, data: begun.set()
 

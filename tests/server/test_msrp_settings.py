@@ -15,7 +15,7 @@ import pytest
 
 from edge.relayfinder import RelayFinder
 from tests.conftest import EdgeServer, EdgeServerFactory, free_port
-from tests.server.agents import USERS, answering, counted, msrp_client, open_config, sip_ua
+from tests.server.agents import USERS, answering, counted, enrolled, msrp_client, open_config, sip_ua
 from tests.ua.certs import Authority
 from tests.ua.dns import DnsServer
 from tests.ua.hostile import HostileClient
@@ -45,10 +45,8 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeServer]:
 
 async def pair(server: EdgeServer, stack: AsyncExitStack, other: str = "tcp") -> tuple[MsrpEndpoint, MsrpEndpoint]:
     """Alice, and Bob on another transport, both enrolled."""
-    alice = await stack.enter_async_context(msrp_client(server, "alice"))
-    bob = await stack.enter_async_context(msrp_client(server, "bob", other))
-    await alice.auth()
-    await bob.auth()
+    alice = await enrolled(server, stack, "alice")
+    bob = await enrolled(server, stack, "bob", other)
     return alice, bob
 
 
