@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edge.msrp.frame import Head
     from edge.msrp.handler import MsrpHandler
     from edge.msrp.relay import Relay
-    from edge.msrp.session import Session
+    from edge.msrp.session import Far, Session
 
 ROUTES_LIMIT = 2048  # of one connection
 
@@ -126,7 +126,7 @@ class Router:
         if self._loops(head, now):
             raise RemoteError(403, "loop")
         if not source.owns(session):
-            outbox = self._inbound(session, source, head.to_path, head.from_path)
+            outbox = self._inbound(session, source, head.to_path, head.from_path, now)
             return Route(source, outbox, [session], False, head)
         return self._outbound(session, source, head, now)
 
@@ -156,7 +156,7 @@ class Router:
         if existing_only:
             raise RemoteError(481, "no_connection")
         handler = self._relay.dial_next_hop(target, source, now)
-        self._bind(session, handler, uri, target)
+        self._bind(session, handler, uri, target).dialled_at = now
         return Route(source, handler.outbox, [session], True, head)
 
     def _stays_here(self, session: Session, source: MsrpHandler, head: Head, now: float) -> bool:
@@ -180,12 +180,14 @@ class Router:
         second = self._relay.table.find(next_uri, now)
         if second is None:
             return Route(source, self._far_outbox(session, next_uri, source, head, now), [session], True, head)
-        outbox = self._inbound(second, source, head.to_path[1:], head.to_path[:1])
+        outbox = self._inbound(second, source, head.to_path[1:], head.to_path[:1], now)
         if session.find_far(second.owner) is None and not session.far:
             session.bind_far(second.owner, next_uri)
         return Route(source, outbox, [session, second], True, head)
 
-    def _inbound(self, session: Session, source: MsrpHandler, to_path: list[bytes], from_path: list[bytes]) -> Outbox:
+    def _inbound(
+        self, session: Session, source: MsrpHandler, to_path: list[bytes], from_path: list[bytes], now: float
+    ) -> Outbox:
         """Check a frame of the far side; bind its connection when it is the first (RFC 4975 §5.4)."""
         if len(to_path) < 2:
             raise RemoteError(481, "ends_here")
@@ -198,7 +200,7 @@ class Router:
             raise RemoteError(481, "owner_gone")
         uri = parse_uri(from_path[0])
         far = session.find_far(source)
-        if far is None and session.far:
+        if far is None and session.far and not session.is_crossed_by(uri, now):
             raise RemoteError(506, "bound")
         if far is not None and not far.speaks_as(uri):
             raise RemoteError(481, "far_path")
@@ -220,13 +222,14 @@ class Router:
                 raise RemoteError(403, "second_far_path")
             self._relay.stats.second_far_paths += 1
         handler = self._relay.dial_next_hop(uri, source, now)
-        self._bind(session, handler, uri, uri)
+        self._bind(session, handler, uri, uri).dialled_at = now
         return handler.outbox
 
-    def _bind(self, session: Session, handler: MsrpHandler, uri: MsrpUri, hop: MsrpUri) -> None:
+    def _bind(self, session: Session, handler: MsrpHandler, uri: MsrpUri, hop: MsrpUri) -> Far:
         """Bind a far connection; the chunk size set for its hop holds whoever opened the connection."""
-        session.bind_far(handler, uri, hop)
+        far = session.bind_far(handler, uri, hop)
         self._relay.limit_chunks(handler, hop)
+        return far
 
 
 def _same_path(path: list[bytes], enrolled: list[bytes]) -> bool:

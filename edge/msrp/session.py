@@ -1,7 +1,8 @@
 """Session URIs: who got them, who may use them, and for how long (RFC 4976 §5.1, §6.3).
 
 A session is one URI this relay has issued. Its owner is the client it was issued to, its far side whoever talks to that
-client through it. The owner uses it over one connection only; the first far connection is bound until it ends.
+client through it. The owner uses it over one connection only; the first far connection is bound until it ends. Where
+both ends speak first at the same time, their relays dial each other at the same time: then both connections are bound.
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ if TYPE_CHECKING:
 
 QUOTA_S = 3600.0
 QUOTA_USERS = 10000  # from so many on those whose hour is over are forgotten
+CROSSING_S = 10.0  # what a connection may take to come up: as long its other end may be dialling us, not knowing of it
 REFUSED_LIMIT = 64  # messages of one session remembered as refused by the next hop
 
 
 class Far:
-    """A connection bound to the far side of a session, the URI that speaks over it, and where it leads."""
+    """A connection bound to the far side of a session, the URI that speaks over it, and where it leads.
 
-    __slots__ = ("handler", "hop", "uri")
+    `dialled_at` says when the owner's first request was to go there.
+    """
+
+    __slots__ = ("dialled_at", "handler", "hop", "uri")
 
     def __init__(self, handler: MsrpHandler, uri: MsrpUri, hop: HopKey) -> None:
         self.handler = handler
         self.uri = uri
         self.hop = hop
+        self.dialled_at = float("-inf")
 
     def leads_to(self, uri: MsrpUri) -> bool:
         """Tell whether frames for this URI go over the connection.
@@ -110,6 +116,13 @@ class Session(Timed):
             if far.handler is handler or far.handler.is_same_peer(handler):
                 return far
         return None
+
+    def is_crossed_by(self, uri: MsrpUri, now: float) -> bool:
+        """Tell whether a frame of this URI, over a second connection, is from the very peer we are just dialling."""
+        if len(self.far) != 1 or not uri.session_id:
+            return False
+        far = self.far[0]
+        return far.uri.key == uri.key and now - far.dialled_at <= CROSSING_S
 
     def bind_far(self, handler: MsrpHandler, uri: MsrpUri, via: MsrpUri | None = None) -> Far:
         """Bind the far side to a connection (RFC 4975 §5.4); `via` is where that leads, if not to `uri` itself."""

@@ -367,6 +367,41 @@ def test_both_sides_keep_their_from_path() -> None:
     assert pair.codes() == ["200", "481"]
 
 
+def test_a_far_side_that_dials_us_while_we_dial_it() -> None:
+    """RFC 4975 §5.4 binds the first connection; here each end has another first one."""
+    pair = Pair()
+    pair.nora.receive(send(f"{XN} {PABLO}", NORA))
+    pair.far.receive(send(f"{XN} {NORA}", PABLO))
+    assert pair.codes() == ["200"]
+    assert [frame["From-Path"] for frame in parse_frames(pair.nora.take()) if frame.method == "SEND"] == [
+        f"{XN} {PABLO}"
+    ]
+    pair.nora.receive(send(f"{XN} {PABLO}", NORA, tid="tid00002"))
+    assert [frame.method for frame in parse_frames(pair.dialled.take())] == ["SEND", "SEND"]
+    third = pair.bench.connect()
+    third.receive(send(f"{XN} {NORA}", PABLO))
+    assert pair.codes(third) == ["506"]
+
+
+@pytest.mark.requirement("MSRP-BIND-08")
+@pytest.mark.parametrize(("uri", "seconds"), [(TARIQ, 0), (PABLO.replace("pbl0", "pbl1"), 0), (PABLO, 11)])
+def test_a_second_connection_of_somebody_else_or_too_late(uri: str, seconds: float) -> None:
+    pair = Pair()
+    pair.nora.receive(send(f"{XN} {PABLO}", NORA))
+    pair.bench.advance(seconds)
+    pair.far.receive(send(f"{XN} {NORA}", uri))
+    assert pair.codes() == ["506"]
+
+
+@pytest.mark.requirement("MSRP-BIND-08")
+def test_a_second_connection_where_we_dialled_nobody() -> None:
+    pair = Pair()
+    pair.far.receive(send(f"{XN} {NORA}", FAR))
+    second = pair.bench.connect()
+    second.receive(send(f"{XN} {NORA}", FAR))
+    assert pair.codes(second) == ["506"]
+
+
 @pytest.mark.requirement("MSRP-BIND-11")
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_second_far_path_is_counted_or_refused(strict: bool) -> None:

@@ -246,6 +246,19 @@ async def test_a_thousand_sessions_over_one_link_between_relays(
             assert server.metrics().value("edge_connections_opened_total", transport="tls") == 2
 
 
+async def test_both_ends_speak_first_at_the_same_time(edge_server: EdgeServerFactory) -> None:
+    """Their relays dial each other, and do not know each other by certificate."""
+    one, two = edge_server(open_config(), USERS), edge_server(open_config(), USERS)
+    for _ in range(5):
+        async with msrp_client(one, "alice", "tcp") as alice, msrp_client(two, "bob", "tcp") as bob:
+            await alice.auth()
+            await bob.auth()
+            ends = (alice, bob), (bob, alice)
+            for text in (b"first", b"second"):
+                await asyncio.gather(*(near.send([*near.use_path, *far.path], text) for near, far in ends))
+                assert [bytes((await near.next_message()).data) for near, _ in ends] == [text, text]
+
+
 @pytest.mark.requirement("MSRP-CHK-15", "MSRP-RPT-07", "MSRP-BIND-09")
 async def test_a_relay_that_is_killed_in_the_middle_of_a_file_and_comes_back(
     edge_server: EdgeServerFactory, authority: Authority
