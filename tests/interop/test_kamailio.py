@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import EdgeServer, free_port
 from tests.interop.conftest import LOOPBACK, StartProgram
 from tests.interop.programs import needs
+from tests.server.agents import ringing_and_taken
 from tests.ua.dns import DnsServer
 from tests.ua.sip import CallFailed, SipUA
 
@@ -75,12 +76,7 @@ async def test_a_call_with_a_reinvite_and_an_end_from_either_side(federation: Fe
         federation.link.upper(),
         caller.transport.upper(),
     ]
-    callee.respond(invite, 180)
-    await call.provisional(180)
-    answered = callee.accept(invite, b"v=1\r\n")
-    dialog = await call.dialog()
-    await dialog.ack()
-    await callee.next_request("ACK")
+    dialog, answered = await ringing_and_taken(call, callee, invite)
     assert len(dialog.route_set) >= 2
     for side, other in ((dialog, callee), (answered, caller)):
         waiting = asyncio.create_task(side.reinvite(b"v=2\r\n"))

@@ -16,6 +16,7 @@ from tests.interop.javascript import registered_clients, require_packages
 from tests.interop.programs import needs
 from tests.interop.test_baresip import rows
 from tests.interop.test_javascript import write
+from tests.server.agents import ringing_and_taken
 from tests.ua.certs import Authority
 from tests.ua.sip import SipUA
 from tests.ua.wait import eventually
@@ -73,12 +74,7 @@ async def talk(caller: SipUA, callee: SipUA) -> None:
     for by_caller in (True, False):
         call = caller.start_invite(callee.uri, b"v=0\r\n")
         invite = await callee.next_request("INVITE", 20)
-        callee.respond(invite, 180)
-        await call.provisional(180)
-        answered = callee.accept(invite, b"v=1\r\n")
-        dialog = await call.dialog()
-        await dialog.ack()
-        await callee.next_request("ACK")
+        dialog, answered = await ringing_and_taken(call, callee, invite)
         side, other = (dialog, callee) if by_caller else (answered, caller)
         other.on_request = lambda ua, request: 200
         before = len(other.received("BYE"))

@@ -10,7 +10,7 @@ from typing import Any
 from tests.conftest import EdgeServer, EdgeServerFactory
 from tests.ua.msrp import MsrpEndpoint
 from tests.ua.sip import SipUA
-from tests.ua.sip_dialog import Call
+from tests.ua.sip_dialog import Call, Dialog
 from tests.ua.sip_message import Request, Response
 from tests.ua.wait import eventually, whole_lines
 
@@ -83,6 +83,17 @@ async def cancelled_while_ringing(caller: SipUA, callee: SipUA) -> tuple[Call, R
     await call.provisional(180)
     assert (await call.cancel()).status == 200
     return call, invite, await callee.next_request("CANCEL")
+
+
+async def ringing_and_taken(call: Call, callee: SipUA, invite: Request) -> tuple[Dialog, Dialog]:
+    """A call that rings, is taken and acknowledged: the caller's dialog, and the callee's."""
+    callee.respond(invite, 180)
+    await call.provisional(180)
+    answered = callee.accept(invite, b"v=1\r\n")
+    dialog = await call.dialog()
+    await dialog.ack()
+    await callee.next_request("ACK")
+    return dialog, answered
 
 
 async def exchange_messages(caller: SipUA, callee: SipUA, body: bytes = b"hello") -> Response:
