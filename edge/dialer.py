@@ -101,36 +101,34 @@ class Dialer:
         return reason
 
     async def _try_address(self, connection: StreamConnection, family: int, address: Address, name: str) -> str:
-        loop = self._table.loop
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
+        """Dial one address; returns why it does not come up.
+
+        The loop makes the socket: one of ours would stay open in name when a connection ends before uvloop has noted
+        it, and be closed once more, by then under the number of another connection.
+        """
+        loop, secure, protocol = self._table.loop, connection.transport.secure, connection.as_protocol
+        host, port = address
+        if secure and not _is_name(name):
+            return "tls"
         try:
-            await loop.sock_connect(sock, address)
-            local = sock.getsockname()
-            connection.remote, connection.local = address, (local[0], local[1])
-            if connection.closed:
-                sock.close()
-                return ""
-            tune_stream(sock, self._table.stall_timeout)
-            if connection.transport.secure:
-                await loop.create_connection(
-                    connection.as_protocol,
-                    sock=sock,
+            if secure:
+                made = await loop.create_connection(
+                    protocol,
+                    host,
+                    port,
+                    family=family,
                     ssl=self._tls(),
                     server_hostname=name,
                     ssl_shutdown_timeout=LINGER_S,
                 )
             else:
-                await loop.create_connection(connection.as_protocol, sock=sock)
+                made = await loop.create_connection(protocol, host, port, family=family)
         except (OSError, ssl.SSLError) as error:
-            sock.close()
             return _reason(error)
-        except UnicodeError:  # `name` is none that a certificate could have
-            sock.close()
-            return "tls"
-        except BaseException:
-            sock.close()
-            raise
+        sock = made[0].get_extra_info("socket")
+        with contextlib.suppress(OSError):  # it may have ended already
+            if sock is not None:
+                tune_stream(sock, self._table.stall_timeout)
         return ""
 
     async def close(self) -> None:
@@ -138,6 +136,14 @@ class Dialer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _is_name(name: str) -> bool:
+    """Whether a certificate could have this name; the loop would leave the socket of any other open."""
+    try:
+        return bool(name.encode("idna")) and not name.startswith(".")
+    except UnicodeError:
+        return False
 
 
 def _reason(error: OSError) -> str:

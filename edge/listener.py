@@ -415,7 +415,9 @@ class Upgrader(Timed):
         stream = upgrade.open_stream(inner)
         connection.handler = stream
         connection.codec = stream
-        WebSocketPings(connection, stream.handle_ping_timer).start(now)
+        pings = WebSocketPings(connection, stream.handle_ping_timer)
+        pings.start(now)
+        stream.on_lost = pings.stop
         if upgrade.rest or self._late:
             stream.receive_data(connection, upgrade.rest + self._late, now)
 
@@ -447,13 +449,18 @@ class WebSocketPings(Timed):
         self._ping = ping
 
     def start(self, now: float) -> None:
-        """Look again when the next ping is due."""
-        self._connection.table.wheel.start(self, self._ping(self._connection, now))
+        """Ping if that is due, and look again when the next one is."""
+        due = self._ping(self._connection, now)
+        if not self._connection.closed:
+            self._connection.table.wheel.start(self, due)
+
+    def stop(self) -> None:
+        """The connection has ended: nothing of it is kept until the next ping."""
+        self._connection.table.wheel.stop(self)
 
     def handle_timer(self, now: float) -> None:
-        """Ping, unless the connection has ended."""
-        if not self._connection.closed:
-            self.start(now)
+        """The time for a look has come."""
+        self.start(now)
 
 
 def _reset(sock: socket.socket) -> None:

@@ -65,6 +65,9 @@ class StreamConnection(Connection):
         if self.closed:  # given up while it was coming up
             transport.abort()
             return
+        if self.outgoing:
+            self.remote = transport.get_extra_info("peername", self.remote)[:2]
+            self.local = transport.get_extra_info("sockname")[:2]
         if self.transport.secure and not self._identify(transport.get_extra_info("ssl_object")):
             self.fail("tls")
             return

@@ -234,10 +234,11 @@ class WebSocketStream:
     `max_message` bounds messages that are handed over whole; a `PartHandler` has no need of it.
     """
 
-    __slots__ = ("_begun", "_closing", "_decoder", "_kept", "_parts", "_pings", "_pong", "_tail", "inner")
+    __slots__ = ("_begun", "_closing", "_decoder", "_kept", "_parts", "_pings", "_pong", "_tail", "inner", "on_lost")
 
     def __init__(self, inner: Handler, max_message: int) -> None:
         self.inner = inner
+        self.on_lost: Callable[[], None] | None = None  # whoever has a clock for it stops that
         self._parts = inner if isinstance(inner, PartHandler) else None
         self._decoder = FrameDecoder(0 if self._parts is not None else max_message)
         self._kept: bytearray | None = None  # of a message that is not handed over yet
@@ -276,6 +277,9 @@ class WebSocketStream:
 
     def handle_lost(self, connection: Connection, reason: str, now: float) -> None:
         """Pass it on to the handler inside."""
+        if self.on_lost is not None:
+            self.on_lost()
+            self.on_lost = None
         self.inner.handle_lost(connection, reason, now)
 
     # -- WireCodec

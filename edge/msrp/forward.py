@@ -177,6 +177,7 @@ class Forwarder:
         """Pop, push, new transaction id; for all but REPORT remember who wants the answer."""
         head = frame.head
         route = self.find_route(source, head, now)
+        _check_body(head)
         outbox = route.outbox
         if source in outbox.stuck:
             raise RemoteError(413, "link_full")
@@ -244,10 +245,15 @@ def _check_type(head: Head, allowed: Collection[bytes]) -> None:
         raise RemoteError(415, "content_type_refused")
 
 
-def _check_send(head: Head) -> None:
-    """Check what a SEND needs besides its paths (RFC 4975 §7.1)."""
+def _check_body(head: Head) -> None:
+    """A body has a type, whatever the method (RFC 4975 §7.1)."""
     typed = head.first(b"content-type") is not None
     if typed != head.has_body:
         raise RemoteError(400, "content_type", "Content-Type and body must come together")
+
+
+def _check_send(head: Head) -> None:
+    """Check what a SEND needs besides its paths (RFC 4975 §7.1)."""
+    _check_body(head)
     if head.has_body and not head.message_id:
         raise RemoteError(400, "message_id", "Message-ID missing")

@@ -124,7 +124,7 @@ class MsrpHandler(Timed):
         """Look at the clock for what is incomplete."""
         if not since_earlier:
             self._since = now
-        if self._slot is None:
+        if self._slot is None and not self.lost:
             self.relay.wheel.start(self, now + HEAD_TIMEOUT_S)
 
     def _join(self, data: bytes, now: float) -> tuple[bytes, int]:
@@ -377,7 +377,7 @@ class MsrpHandler(Timed):
 
     def drop_routes(self) -> None:
         """Find all ways anew."""
-        for route in self.routes.values():
+        for route in list(self.routes.values()):
             route.withdraw()
         self.routes.clear()
 

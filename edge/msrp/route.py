@@ -74,8 +74,10 @@ class Route:
         outbox.routes.add(self)
 
     def withdraw(self) -> None:
-        """Do not use this route any more."""
+        """Do not use this route any more; its source, which may stay for long, keeps nothing of who has gone."""
         self.valid = False
+        if self.source.routes.get(self.paths) is self:
+            del self.source.routes[self.paths]
         self.outbox.routes.discard(self)
         for session in self._sessions:
             session.routes.discard(self)
@@ -150,6 +152,8 @@ class Router:
             raise RemoteError(481, "ends_here")
         uri = parse_uri(head.to_path[1])
         target = via or uri
+        if self._relay.is_ours(target, source.connection):
+            raise RemoteError(481, "session")
         for far in session.far:
             if far.hop == target.hop and not far.handler.outbox.closed:
                 return Route(source, far.handler.outbox, [session], True, head)
@@ -210,11 +214,11 @@ class Router:
 
     def _far_outbox(self, session: Session, uri: MsrpUri, source: MsrpHandler, head: Head, now: float) -> Outbox:
         """Find the connection to the far side, or open one (RFC 4976 §6.4.2)."""
+        if self._relay.is_ours(uri, source.connection):  # no way leads past the checks of a session, alive or not
+            raise RemoteError(481, "session")
         for far in session.far:
             if not far.handler.outbox.closed and far.leads_to(uri):
                 return far.handler.outbox
-        if self._relay.is_ours(uri, source.connection):
-            raise RemoteError(481, "session")
         if head.start.method == b"REPORT":  # it has to wait for nobody, so it opens nothing (decision D9)
             raise RemoteError(481, "report_without_connection")
         if session.far:  # one URI serves one session (RFC 4976 §5.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 import tempfile
@@ -448,7 +449,7 @@ async def test_a_connection_given_up_while_it_comes_up_never_enters_the_table(wo
     dialer = Dialer(here.table, authority.client_context)
     recorder = Recorder()
     connection = dialer.connect(Transport.TLS, "localhost", listening.getsockname()[1], recorder)
-    await eventually(lambda: connection.local[1])  # connected, and the ClientHello is on its way
+    await eventually(lambda: select.select([listening], [], [], 0)[0])  # connected, and the ClientHello is on its way
     connection.close("unused")
     assert recorder.lost == ["unused"]
     # Only now does the peer do its part of the handshake.

@@ -8,7 +8,7 @@ from edge.errors import RemoteError
 from edge.msrp.framing import Frame, FrameReader
 from edge.msrp.operations import Operations
 from tests.msrp.parser import parse_frames
-from tests.msrp.recorder import NORA, TARIQ, XN, Bench, Recorder, send
+from tests.msrp.recorder import MINA, NORA, TARIQ, XM, XN, Bench, Recorder, send
 
 GATE = "msrps://gate.fjord.example:2855/g;tcp"
 OTHER = b"msrps://other.fjord.example:9000;tcp"
@@ -85,6 +85,21 @@ def test_without_a_connection_nothing_is_dialled_when_that_is_asked() -> None:
     nora.receive(send(f"{XN} {GATE} {TARIQ}", NORA))
     operations(nora, send(f"{XN} {GATE} {TARIQ}", NORA)).relay(now, existing_only=True)
     assert len(parse_frames(bench.dialled[0].connection.take())) == 2
+
+
+def test_a_session_of_ours_that_is_gone_is_no_next_hop() -> None:
+    bench, nora = start()
+    mina = bench.connect()
+    session = bench.open(mina, XM, MINA, user="mina")
+    nora.receive(send(f"{XN} {XM} {MINA}", NORA))
+    mina.take()
+    bench.relay.table.close(session, "expired", bench.clock.now)
+    request = operations(nora, send(f"{XN} {XM} {MINA}", NORA))
+    with pytest.raises(RemoteError) as refused:
+        request.relay(bench.clock.now, existing_only=True)
+    assert (refused.value.status, refused.value.label) == (481, "session")
+    assert mina.take() == b""
+    assert not bench.dialled
 
 
 def test_the_connection_ends_after_the_message_that_says_so() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edge.connections import Transport
 from edge.errors import LocalError
+from edge.msrp.handler import MsrpHandler
 from edge.msrp.route import ROUTES_LIMIT
 from edge.msrp.target import is_permitted
 from edge.settings import Limits
@@ -78,6 +79,19 @@ def test_syntax_errors_of_a_send(frame: bytes) -> None:
         assert pair.codes() == ["400"]
         assert pair.nora.take() == b""
     assert not pair.far.closed
+
+
+@pytest.mark.requirement("MSRP-FRM-19", "MSRP-RPT-02")
+@pytest.mark.parametrize(
+    ("body", "content_type"), [(b"x", None), (None, "text/plain")], ids=["body without type", "type without body"]
+)
+def test_a_body_has_a_type_whatever_the_method(body: bytes | None, content_type: str | None) -> None:
+    pair = Pair()
+    for method, codes in (("XYZZY", ["400"]), ("NICKNAME", ["400"]), ("REPORT", [])):
+        extra = "" if content_type is None else f"Content-Type: {content_type}"
+        pair.far.receive(send(f"{XN} {NORA}", FAR, body, method=method, content_type=None, extra=extra))
+        assert pair.codes() == codes
+    assert pair.nora.take() == b""
 
 
 @pytest.mark.requirement("MSRP-RESP-02", "MSRP-RPT-02")
@@ -340,6 +354,39 @@ def test_two_local_users_are_two_relays_in_a_row() -> None:
     stranger = bench.connect()
     stranger.receive(send(f"{XM} {MINA}", FAR))
     assert parse_frames(stranger.take())[0].method[:3] == "506"
+
+
+@pytest.mark.requirement("MSRP-BIND-07", "MSRP-RESP-09")
+def test_no_way_of_an_earlier_message_leads_past_the_checks_of_the_second_session() -> None:
+    bench = Bench()
+    nora, mina = bench.connect(), bench.connect(Transport.WSS)
+    bench.open(nora, XN, NORA)
+    second = bench.open(mina, XM, MINA, user="mina")
+    nora.receive(send(f"{XN} {XM} {MINA}", NORA))
+    assert [parse_frames(who.take())[0].method for who in (nora, mina)] == ["200 OK", "SEND"]
+    for nowhere in (XM.replace("p0Lr", "q0Lr"), "msrps://edge.loom.example:2855;tcp"):
+        for method, codes in (("SEND", ["481"]), ("XYZZY", ["481"]), ("REPORT", [])):
+            nora.receive(send(f"{XN} {nowhere} {MINA}", NORA, None, method=method))
+            assert [frame.method[:3] for frame in parse_frames(nora.take())] == codes
+    bench.relay.table.close(second, "expired", bench.clock.now)
+    nora.receive(send(f"{XN} {XM} {MINA}", NORA))
+    assert parse_frames(nora.take())[0].method[:3] == "481"
+    assert mina.take() == b""
+
+
+def test_who_stays_keeps_nothing_of_those_who_have_gone() -> None:
+    bench = Bench()
+    nora = bench.connect()
+    bench.open(nora, XN, NORA)
+    handler = nora.handler
+    assert isinstance(handler, MsrpHandler)
+    for _ in range(3):
+        mina = bench.connect(Transport.WSS)
+        bench.open(mina, XM, MINA, user="mina")
+        nora.receive(send(f"{XN} {XM} {MINA}", NORA))
+        assert len(handler.routes) == 1
+        mina.close("eof")
+        assert handler.routes == {}
 
 
 @pytest.mark.requirement("MSRP-BIND-09")

@@ -163,6 +163,18 @@ def test_a_slow_head_in_parts_is_closed() -> None:
     assert mina.end == "slow_head"
 
 
+def test_a_message_that_ends_its_connection_leaves_no_clock_running() -> None:
+    bench, nora, mina = mina_and_nora()
+    for wire in (mina, bench.connect(Transport.WSS)):
+        handler = wire.handler
+        assert isinstance(handler, MsrpHandler)
+        handler.receive_part(wire, b"MSRP no", False, bench.clock.now)
+        handler.receive_part(wire, b" start line of any kind\r\n", False, bench.clock.now)
+        assert wire.closed
+        assert handler._slot is None
+    assert not nora.closed
+
+
 def test_a_client_that_reads_no_answers_is_not_read() -> None:
     _, _, mina = mina_and_nora()
     mina.writable, mina.backlog = False, 300_000

@@ -10,11 +10,13 @@ import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 from edge.connections import Connection, ConnectionTable, Transport
 from edge.events import ConnectionClosed, ConnectionFailed, Event, EventBus
+from edge.listener import Upgrader, WebSocketPings
 from edge.stream import StreamConnection
 from edge.websocket import UpgradeRules, WebSocketStream, WebSocketUpgrade
 from tests.outbound.links import TableLimits
@@ -317,6 +319,36 @@ async def test_rfc7977_6_a_silent_client_is_pinged_and_lost_after_two_unanswered
     wire.stream.handle_ping_timer(wire.connection, start + 121)
     assert wire.inner.lost == ["ping_timeout"]
     assert [type(event) for event in wire.events][1:] == [ConnectionFailed]
+
+
+async def test_nothing_of_a_connection_that_ended_waits_for_its_next_ping(open_wire) -> None:
+    for end in (lambda wire: wire.connection.close("test"), ping_twice_in_vain):
+        wire = await open_wire()
+        rules = SimpleNamespace(
+            transports={Transport.WS},
+            upgrades=UpgradeRules(),
+            authorize=None,
+            websocket=lambda subprotocol, connection, wire=wire: wire.inner,
+        )
+        wheel = wire.connection.table.wheel
+        before = wheel.count
+        upgrader = Upgrader(SimpleNamespace(rules=rules, table=wire.connection.table), secure=False)  # type: ignore[arg-type]
+        wire.connection.handler = upgrader
+        upgrader.receive_data(wire.connection, HANDSHAKE, wire.connection.table.now())
+        assert wheel.count == before + 1
+        end(wire)
+        assert wire.connection.closed
+        assert not [timer for slot in wheel._slots for timer in slot if isinstance(timer, WebSocketPings)]
+
+
+def ping_twice_in_vain(wire: Wire) -> None:
+    """Let the time for two pings pass, and one more."""
+    (pings,) = [
+        timer for slot in wire.connection.table.wheel._slots for timer in slot if isinstance(timer, WebSocketPings)
+    ]
+    for minutes in (1, 2, 3):
+        wire.connection.table.wheel.stop(pings)
+        pings.handle_timer(wire.connection.last_received + 60 * minutes)
 
 
 async def test_a_pong_is_a_sign_of_life_and_nothing_else(open_wire) -> None:
