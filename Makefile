@@ -3,7 +3,8 @@
 # make test   linters, types, import rules, tests                        ARGS="tests/sip -k register" are passed to pytest
 # make test-compiled   the tests of compiled modules, with the compiled ones; part of `make test`
 # make lint   the linters, types and import rules alone
-# make fuzz   hostile octets for whatever reads SIP or MSRP, for some time EDGE_FUZZ_SECONDS=60 is how long; see docs/operations.md
+# make fuzz   hostile octets for whatever reads SIP or MSRP, for some time EDGE_FUZZ_SECONDS=60 is how long, EDGE_FUZZ_FRAMES=1000000 how many
+#             go over sockets; see docs/operations.md
 # make soak   files of 5 GiB through one and two relays, some minutes    ARGS="-k tls" for some of them
 # make chaos  two edges and a registrar, killed and cut off at random    EDGE_CHAOS_SECONDS=600 is how long, EDGE_CHAOS_SEED repeats one; needs root
 # make clean  removes what the above made; edge.db and the certificate stay
@@ -53,8 +54,9 @@ fuzz: $(VENV)/.installed-test
 	  $(BIN)/python -m tests.fuzz.run $(ARGS); \
 	else \
 	  echo "atheris is not to be had for this Python: changing the seeds at random instead"; \
-	  $(BIN)/python -m pytest tests/fuzz $(ARGS); \
+	  $(BIN)/python -m pytest tests/fuzz/test_targets.py $(ARGS); \
 	fi
+	$(BIN)/python -m pytest -s tests/fuzz/test_sockets.py
 
 # -s, because it prints what each transfer took.
 soak: $(VENV)/.installed-test

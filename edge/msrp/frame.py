@@ -52,7 +52,7 @@ _START = re.compile(rb"MSRP (" + TRANSACTION_ID + rb") (?:([A-Z][A-Z_]*)|(\d{3})
 _START_LIKE = re.compile(rb"MSRP (" + TRANSACTION_ID + rb") (.*)", re.DOTALL)
 _BYTE_RANGE = re.compile(rb"(\d{1,19})-(?:(\d{1,19})|\*)/(?:(\d{1,19})|\*)")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_NAME = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~\-]+")
+_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9!#$%&'*+.^_`|~\-]*")
 _ONCE = frozenset(
     (
         b"to-path", b"from-path", b"message-id", b"byte-range", b"status", b"success-report", b"failure-report",

@@ -48,6 +48,16 @@ def test_path_headers_come_first() -> None:
     assert pair.nora.take() == b""
 
 
+@pytest.mark.parametrize("name", ["9-Odd", "-Odd", "Od d", "", "Od/d"])
+def test_rfc4975_9_a_header_name_begins_with_a_letter(name: str) -> None:
+    pair = Pair()
+    pair.far.receive(send(f"{XN} {NORA}", FAR, extra=f"{name}: 1"))
+    assert pair.codes() == ["400"]
+    pair.far.receive(send(f"{XN} {NORA}", FAR, extra="X-9.odd'`|~: 1"))
+    assert pair.codes() == ["200"]
+    assert [frame["X-9.odd'`|~"] for frame in parse_frames(pair.nora.take())] == ["1"]
+
+
 @pytest.mark.requirement("MSRP-FRM-12")
 def test_an_empty_path_closes() -> None:
     pair = Pair()
