@@ -246,7 +246,7 @@ class ConnectionTable:
         self._crowded = False  # there were several reads in the last turn of the loop that was looked at
         self._flush_due = False  # at the end of this turn
         self._turn_began = 0  # `_reads` when that was decided
-        self._watched: list[Connection] = []  # to be looked at for stalled receivers
+        self._watched: set[Connection] = set()  # to be looked at for stalled receivers
         self._stall_check_at = 0.0
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -338,6 +338,9 @@ class ConnectionTable:
             return
         connection.closed = True
         self.wheel.stop(connection)
+        if connection.watched:
+            connection.watched = False
+            self._watched.discard(connection)
         known = self.connections.pop(connection.id, None) is not None
         if known:
             self.live[connection.transport] -= 1
@@ -411,9 +414,9 @@ class ConnectionTable:
         """Write out everything queued in this turn, one write for each connection."""
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
-            if not connection.watched:
+            if not connection.watched and not connection.closed:
                 connection.watched = True
-                self._watched.append(connection)
+                self._watched.add(connection)
             connection.flush()
 
     # -- deadlines
@@ -461,14 +464,14 @@ class ConnectionTable:
             self._start_ticking()
 
     def _check_stalls(self, now: float) -> None:
-        watched, self._watched = self._watched, []
+        watched, self._watched = self._watched, set()
         for connection in watched:
             unsent = 0 if connection.closed else connection.unsent()
             if not unsent:
                 connection.watched = False
                 connection.unsent_seen = 0
                 continue
-            self._watched.append(connection)
+            self._watched.add(connection)
             if not connection.unsent_seen or unsent < connection.unsent_seen:
                 connection.unsent_seen, connection.stalled_at = unsent, now
             elif now - connection.stalled_at >= self._limits.stall_timeout:

@@ -158,3 +158,16 @@ async def test_a_handler_that_closes_others_while_it_is_told_of_an_end(world: Ma
 )
 def test_addresses_as_text(address: tuple[str, int], text: str) -> None:
     assert format_address(address) == text
+
+
+async def test_a_connection_that_ended_is_not_watched_any_more(world: MakeWorld) -> None:
+    here = world()
+    for end in ("close", "fail"):
+        connection, wire = await here.open(Recorder())
+        connection.send(b"hello")
+        assert await wire.read() == b"hello"
+        assert here.table._watched == {connection}
+        connection.send(b"and goodbye")
+        getattr(connection, end)("test")
+        await asyncio.sleep(0)  # the turn in which all that was queued leaves
+        assert here.table._watched == set()
