@@ -35,10 +35,9 @@ PROBES = 10
 FAR_HOST, FORBIDDEN_HOST = "127.0.0.2", "127.0.0.3"
 # A connection whose sender has ended it may wait for an answer that is due (64*T1); a second more for the clock.
 END_S = 33.0
-# What a connection leaves behind is a cycle of some 10 KiB, which the collector looks for after 50,000 new objects, and
-# at the twentieth look for what it was too early for: tens of MiB wait at any rate, and no more after a million frames.
-# One connection kept in fifty frames would be twice as much by then.
-GROWTH = 96 << 20
+# What a connection leaves behind are some 10 KiB in a cycle, for which the collector looks after 50,000 new objects: some
+# 20 MiB wait at this rate, after 400,000 frames as after a million. Kept for ever, its 26,000 connections were 260 MiB.
+GROWTH = 48 << 20
 
 
 class Fuzz:
