@@ -155,16 +155,17 @@ async def reports_of_failure(stage: Stage) -> None:
     async with MsrpListener("gone") as gone:
         nobody_there = gone.uri
     alice, bob = stage.alice, stage.bob
-    for number, (path, answer, wanted, status) in enumerate((
-        (stage.path, (413, "too much, zu groß"), "yes", "413"),
-        (stage.path, (481, ""), "partial", "481"),
-        (stage.path, 500, None, "500"),
-        ([*(await alice.auth()), nobody_there], 200, "partial", "408"),
+    for number, (path, octets, answer, wanted, status) in enumerate((
+        (stage.path, 30_000, (413, "too much, zu groß"), "yes", "413"),
+        (stage.path, 30_000, (481, ""), "partial", "481"),
+        (stage.path, 30_000, 500, None, "500"),
+        # One read takes it whole; of a chunk that is still coming in, the response would tell (decision D2).
+        ([*(await alice.auth()), nobody_there], 300, 200, "partial", "408"),
     )):  # fmt: skip
         bob.answer = answer
-        sent = await alice.send(path, bytes(30_000), BINARY, failure_report=wanted, message_id=f"failed{number}")
+        sent = await alice.send(path, bytes(octets), BINARY, failure_report=wanted, message_id=f"failed{number}")
         assert sent.ok or wanted == "partial"
-        await reported(alice, f"failed{number}", status, 30_000)
+        await reported(alice, f"failed{number}", status, octets)
     bob.answer = 200
     await alice.send(stage.path, b"quietly", failure_report="no")
     while bytes((await bob.next_message()).data) != b"quietly":
