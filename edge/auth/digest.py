@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from edge.auth.parameters import read_parameters, split_scheme
+from edge.auth.parameters import read_known, read_parameters, split_scheme
 from edge.errors import LocalError, RemoteError
 
 
@@ -106,14 +106,14 @@ def parse_credentials(value: bytes) -> Credentials | None:
         RemoteError: not scheme and parameters, a digest parameter twice, `username` beside `username*`, or over the
             limits of `edge.auth.parameters` (status 400, label "credentials"; `detail` is one word for logs).
     """
+    known = read_known(value)
+    if known is not None and _PLAIN_FIELDS.issuperset(known):
+        return Credentials(known, uri_quoted=b'uri="' in value or b"uri" not in known)
     scheme, start = split_scheme(value)
     if scheme != b"digest":
         return None
     parameters = read_parameters(value, start)
-    found = {name: quoted or bare for name, quoted, bare, _ in parameters}
-    if len(found) == len(parameters) and _PLAIN_FIELDS.issuperset(found):
-        return Credentials(found, uri_quoted=b'uri="' in value or b"uri" not in found)
-    found = {}
+    found: dict[bytes, bytes] = {}
     uri_quoted = True
     for name, quoted, bare, _ in parameters:
         name = name.lower()

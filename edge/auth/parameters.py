@@ -4,6 +4,11 @@ One pass of a possessive regular expression reads the usual shape. A value it do
 an error) is read again by hand, which knows escapes and says what is wrong. Neither can look at an octet
 more than a few times.
 
+Clients write the same between the quotes each time, and `read_known` remembers what that means:
+
+    Digest username=  "bob"  , realm=  "example.com"  …  "0a4f113b"  , nc=00000001, qop=auth
+    ─── opening ────          ─ between ─                             ────── ending ───────
+
 This module knows no parameter by name; `edge.auth.digest` does.
 """
 
@@ -31,6 +36,10 @@ _name = re.compile(rb"[ \t\r\n,]*+(" + _TOKEN + rb")" + _BLANK + rb"=" + _BLANK)
 _plain = re.compile(_PLAIN)
 _bare = re.compile(_BARE)
 _separator = re.compile(_BLANK + rb"(?:,|\Z)")
+
+_REMEMBERED = 1024
+_LONGEST_REMEMBERED = 64
+_PLAIN_OCTETS = bytes(octet for octet in range(256) if octet == 0x09 or (octet >= 0x20 and octet not in b"\\\x7f"))
 
 Parameter = tuple[bytes, bytes, bytes, bytes]
 """Name as written, unescaped quoted value, bare value (empty: it was quoted), always empty."""
@@ -68,6 +77,70 @@ def read_parameters(value: bytes, start: int) -> list[Parameter]:
     if len(parameters) > MAX_PARAMETERS:
         raise RemoteError(400, "credentials", "count")
     return parameters
+
+
+class Shape:
+    """What stands between two quoted values: the parameters without quotes, and whose value comes next."""
+
+    __slots__ = ("bare", "name")
+
+    def __init__(self, name: bytes, bare: dict[bytes, bytes]) -> None:
+        self.name = name
+        self.bare = bare
+
+
+_openings: dict[bytes, Shape] = {}
+_between: dict[bytes, Shape] = {}
+_endings: dict[bytes, Shape] = {}
+
+
+def read_known(value: bytes) -> dict[bytes, bytes] | None:
+    """Read a whole Digest value by what is remembered of others: parameters by their names as written.
+
+    None where `split_scheme` and `read_parameters` have to: for another scheme, an escape, a parameter twice, an error.
+    """
+    pieces = value.split(b'"')
+    last = len(pieces) - 1
+    if last % 2 or not 0 < last < MAX_PARAMETERS or len(value) > MAX_OCTETS or value.translate(None, _PLAIN_OCTETS):
+        return None
+    found: dict[bytes, bytes] = {}
+    count = 0
+    known = _openings
+    for index in range(0, last, 2):
+        shape = known.get(pieces[index]) or _learn(known, pieces[index])
+        if shape is None:
+            return None
+        found.update(shape.bare)
+        found[shape.name] = pieces[index + 1]
+        count += len(shape.bare) + 1
+        known = _between
+    shape = _endings.get(pieces[last]) or _learn(_endings, pieces[last])
+    if shape is None:
+        return None
+    found.update(shape.bare)
+    return found if len(found) == count + len(shape.bare) else None
+
+
+def _learn(known: dict[bytes, Shape], piece: bytes) -> Shape | None:
+    """Read what stands between quotes, by putting some around it."""
+    text = piece if known is _openings else b'x=""' + piece
+    try:
+        scheme, start = split_scheme(text) if known is _openings else (b"digest", 0)
+        parameters = read_parameters(text if known is _endings else text + b'""', start)
+    except RemoteError:
+        return None
+    if scheme != b"digest":
+        return None
+    name = b"" if known is _endings else parameters.pop()[0]
+    rest = parameters if known is _openings else parameters[1:]
+    shape = Shape(name, {each[0]: each[2] for each in rest})
+    if len(shape.bare) < len(rest):  # one of them twice
+        return None
+    if len(piece) <= _LONGEST_REMEMBERED:
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        known[piece] = shape
+    return shape
 
 
 def _read_by_hand(value: bytes, start: int) -> list[Parameter]:

@@ -155,7 +155,7 @@ async def reports_of_failure(stage: Stage) -> None:
     async with MsrpListener("gone") as gone:
         nobody_there = gone.uri
     alice, bob = stage.alice, stage.bob
-    for number, (path, octets, answer, wanted, status) in enumerate((
+    for number, (path, size, answer, wanted, status) in enumerate((
         (stage.path, 30_000, (413, "too much, zu groß"), "yes", "413"),
         (stage.path, 30_000, (481, ""), "partial", "481"),
         (stage.path, 30_000, 500, None, "500"),
@@ -163,16 +163,16 @@ async def reports_of_failure(stage: Stage) -> None:
         ([*(await alice.auth()), nobody_there], 300, 200, "partial", "408"),
     )):  # fmt: skip
         bob.answer = answer
-        sent = await alice.send(path, bytes(octets), BINARY, failure_report=wanted, message_id=f"failed{number}")
+        sent = await alice.send(path, bytes(size), BINARY, failure_report=wanted, message_id=f"failed{number}")
         assert sent.ok or wanted == "partial"
-        await reported(alice, f"failed{number}", status, octets)
+        await reported(alice, f"failed{number}", status, size)
     bob.answer = 200
     await alice.send(stage.path, b"quietly", failure_report="no")
     while bytes((await bob.next_message()).data) != b"quietly":
         pass
 
 
-async def reported(who: MsrpEndpoint, message_id: str, status: str, octets: int) -> None:
+async def reported(who: MsrpEndpoint, message_id: str, status: str, size: int) -> None:
     """Wait for REPORTs on all octets of a message, each named once, in order (RFC 4975 §7.1.4)."""
     told = 0
     while told < octets:
