@@ -78,7 +78,9 @@ def capture(start: StartProgram, tmp_path: Path) -> Callable[[str], Capture]:
         path, mark_port = tmp_path / "wire.pcap", free_port()
         wanted = f"({filter_text}) or udp port {mark_port}"
         return Capture(
-            start("dumpcap", ["dumpcap", "-P", "-q", "-i", "lo", "-B", "64", "-f", wanted, "-w", path]), path, mark_port
+            start("dumpcap", ["dumpcap", "-P", "-q", "-i", "lo", "-B", "256", "-f", wanted, "-w", path]),
+            path,
+            mark_port,
         )
 
     return make

@@ -172,7 +172,7 @@ async def reports_of_failure(stage: Stage) -> None:
         pass
 
 
-async def reported(who: MsrpEndpoint, message_id: str, status: str, size: int) -> None:
+async def reported(who: MsrpEndpoint, message_id: str, status: str, octets: int) -> None:
     """Wait for REPORTs on all octets of a message, each named once, in order (RFC 4975 §7.1.4)."""
     told = 0
     while told < octets:
