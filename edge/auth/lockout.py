@@ -99,13 +99,6 @@ class Lockout:
         self._entries = entries
         self._exempt = tuple(ip_network(network) for network in exempt)
 
-    def blocked(self, source: str, user: bytes, now: float) -> bool:
-        """Tell whether to refuse credentials unseen; `source` is the peer's address, `user` may be empty.
-
-        Costs two look-ups while nobody failed.
-        """
-        return self.source_blocked(source, now) or self.user_blocked(source, user, now)
-
     def user_blocked(self, source: str, user: bytes, now: float) -> bool:
         """Tell whether a user is guessed too often, and `source` is none that lately logged in as that user."""
         if not self._users or not self._users.blocked(user[:_NAME_OCTETS], now):

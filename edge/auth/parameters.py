@@ -123,18 +123,17 @@ def read_known(value: bytes) -> dict[bytes, bytes] | None:
 
 def _learn(known: dict[bytes, Shape], piece: bytes) -> Shape | None:
     """Read what stands between quotes, by putting some around it."""
-    text = piece if known is _openings else b'x=""' + piece
+    before = [] if known is _openings else [b'Digest x=""']
+    after = [] if known is _endings else [b'""']
+    text = b"".join([*before, piece, *after])
     try:
-        scheme, start = split_scheme(text) if known is _openings else (b"digest", 0)
-        parameters = read_parameters(text if known is _endings else text + b'""', start)
+        scheme, start = split_scheme(text)
+        parameters = read_parameters(text, start)[len(before) :]
     except RemoteError:
         return None
-    if scheme != b"digest":
-        return None
-    name = b"" if known is _endings else parameters.pop()[0]
-    rest = parameters if known is _openings else parameters[1:]
-    shape = Shape(name, {each[0]: each[2] for each in rest})
-    if len(shape.bare) < len(rest):  # one of them twice
+    name = parameters.pop()[0] if after else b""
+    shape = Shape(name, {each[0]: each[2] for each in parameters})
+    if scheme != b"digest" or len(shape.bare) < len(parameters):  # one of them twice
         return None
     if len(piece) <= _LONGEST_REMEMBERED:
         if len(known) >= _REMEMBERED:

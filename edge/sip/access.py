@@ -171,12 +171,13 @@ class Access:
             call_id, cseq = dialogue
             last = authenticator.md5_last and self._fallback.challenge(connection.source, call_id, cseq, now)
             return _challenge(authenticator, proxy, False, last, now)
-        if self._lockout.blocked(connection.source, b"", now):
+        if self._lockout.source_blocked(connection.source, now):
             self._count("locked_out")
             return 403, ()
         verdict = authenticator.verify_rows(rows, method, lambda named: named == uri or self._names_us(named), now)
         outcome = verdict.outcome
-        if self._lockout.blocked(connection.source, verdict.username, now):  # right or wrong: nobody is to find out
+        # Whether the password was right or wrong: nobody is to find out.
+        if self._lockout.user_blocked(connection.source, verdict.username, now):
             self._count("locked_out")
             return 403, ()
         if outcome is Outcome.PENDING:

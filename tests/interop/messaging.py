@@ -58,6 +58,25 @@ async def send_file(
     assert (await sender.next_report()).get("Byte-Range") == f"1-{FILE_OCTETS}/{FILE_OCTETS}"
 
 
+async def chat_and_files(
+    alice: MsrpEndpoint,
+    bob: MsrpEndpoint,
+    *,
+    text: tuple[MsrpEndpoint, int | None],
+    binary: tuple[MsrpEndpoint, int | None],
+) -> None:
+    """Enrol both, let them chat, and send the two files: who sends each, and in chunks of how many octets."""
+    await alice.auth()
+    await bob.auth()
+    await chat(alice, bob)
+    for (sender, chunk_size), body, content_type in (
+        (text, text_file(), "text/plain"),
+        (binary, binary_file(), "application/octet-stream"),
+    ):
+        receiver = bob if sender is alice else alice
+        await send_file(sender, receiver, body, content_type, chunk_size=chunk_size)
+
+
 def start_kamailio(start: StartProgram, directory: Path, port: int, edge_port: int) -> None:
     """Start Kamailio as a relay."""
     config = directory / "kamailio.cfg"

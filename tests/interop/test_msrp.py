@@ -11,7 +11,16 @@ import pytest
 from tests.conftest import EdgeServer, free_port
 from tests.interop.capture import LARGEST_SEGMENT, Capture
 from tests.interop.conftest import StartProgram
-from tests.interop.messaging import FILE_OCTETS, binary_file, chat, endpoint, send_file, start_kamailio, text_file
+from tests.interop.messaging import (
+    FILE_OCTETS,
+    binary_file,
+    chat,
+    chat_and_files,
+    endpoint,
+    send_file,
+    start_kamailio,
+    text_file,
+)
 from tests.interop.msrp_wire import judge, sends
 from tests.interop.programs import needs
 from tests.ua.msrp_frame import Frame
@@ -30,12 +39,8 @@ async def test_chat_and_files_both_ways_between_two_clients_of_the_relay(
     server = edge(msrp={"max_chunk_size": 32768})
     wire = capture(f"tcp port {server.port}")
     async with endpoint("alice", server.port) as alice, endpoint("bob", server.port) as bob:
-        await alice.auth()
-        await bob.auth()
-        await chat(alice, bob)
         # One chunk of 10 MiB, which the relay cuts; then one of 20,000 octets after the other.
-        await send_file(alice, bob, text_file(), "text/plain", chunk_size=None)
-        await send_file(bob, alice, binary_file(), "application/octet-stream", chunk_size=20_000)
+        await chat_and_files(alice, bob, text=(alice, None), binary=(bob, 20_000))
     ours = [f for f in await asyncio.to_thread(judge, wire, tmp_path) if f.stream[0] == server.port]
     assert 2 * FILE_OCTETS < sum(sends(ours)) < 2.1 * FILE_OCTETS
     assert max(sends(ours)) < 33_500
@@ -48,11 +53,7 @@ async def test_chat_and_files_both_ways_through_two_relays(
     near, far = edge(), edge()
     wire = capture(f"tcp port {near.port} or tcp port {far.port}")
     async with endpoint("alice", near.port) as alice, endpoint("bob", far.port) as bob:
-        await alice.auth()
-        await bob.auth()
-        await chat(alice, bob)
-        await send_file(alice, bob, binary_file(), "application/octet-stream", chunk_size=None)
-        await send_file(bob, alice, text_file(), "text/plain", chunk_size=100_000)
+        await chat_and_files(alice, bob, text=(bob, 100_000), binary=(alice, None))
         assert {tuple(relays_of(frame)) for frame in bob.received("SEND")} == {(far.port, near.port)}
         assert {tuple(relays_of(frame)) for frame in alice.received("SEND")} == {(near.port, far.port)}
         clients = alice.active_link.local[1], bob.active_link.local[1]
@@ -67,11 +68,7 @@ async def test_chat_and_files_both_ways_between_a_client_over_websocket_and_one_
     server = edge()
     wire = capture(f"tcp port {server.port}")
     async with endpoint("alice", server.port, "ws") as alice, endpoint("bob", server.port) as bob:
-        await alice.auth()
-        await bob.auth()
-        await chat(alice, bob)
-        await send_file(alice, bob, binary_file(), "application/octet-stream", chunk_size=500_000)
-        await send_file(bob, alice, text_file(), "text/plain", chunk_size=None)
+        await chat_and_files(alice, bob, text=(bob, None), binary=(alice, 500_000))
         to_alice, to_bob = ((server.port, who.active_link.local[1]) for who in (alice, bob))
     frames = await asyncio.to_thread(judge, wire, tmp_path)
     for stream in (to_alice, to_bob):
